@@ -1,0 +1,46 @@
+// Includes JAIR_KERNEL (a header in quotes) once per instruction set, each time in its own namespace:
+//   JAIR_ISA     the namespace and the name of the instruction set
+//   JAIR_VECTOR  bytes in a vector
+// One source thus serves every processor, in one library, without flags of its own. Standard headers must be
+// included before, or their inline functions would be compiled for the widest processor.
+// No include guard: every op includes it.
+
+#define JAIR_ISA portable
+#define JAIR_VECTOR 16
+#include JAIR_KERNEL
+#undef JAIR_ISA
+#undef JAIR_VECTOR
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#define JAIR_TARGET_BEGIN(isa) _Pragma(JAIR_TEXT(clang attribute push(__attribute__((target(isa))), apply_to = function)))
+#define JAIR_TARGET_END _Pragma("clang attribute pop")
+#else
+#define JAIR_TARGET_BEGIN(isa) _Pragma("GCC push_options") _Pragma(JAIR_TEXT(GCC target(isa)))
+#define JAIR_TARGET_END _Pragma("GCC pop_options")
+#endif
+#define JAIR_TEXT(...) #__VA_ARGS__
+
+JAIR_TARGET_BEGIN("avx2,fma,f16c")
+#define JAIR_ISA avx2
+#define JAIR_VECTOR 32
+#include JAIR_KERNEL
+#undef JAIR_ISA
+#undef JAIR_VECTOR
+JAIR_TARGET_END
+
+JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define JAIR_ISA avx512
+#define JAIR_VECTOR 64
+#include JAIR_KERNEL
+#undef JAIR_ISA
+#undef JAIR_VECTOR
+JAIR_TARGET_END
+
+#undef JAIR_TARGET_BEGIN
+#undef JAIR_TARGET_END
+#undef JAIR_TEXT
+#endif
+
+#undef JAIR_KERNEL

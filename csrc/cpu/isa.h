@@ -1,0 +1,17 @@
+// Which instruction set the CPU kernels use, chosen at run time.
+#pragma once
+
+namespace jair {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, amx = 3 };
+
+// The widest instruction set that both the processor and the operating system offer.
+Isa best_isa();
+
+// What kernels use now: best_isa(), lowered by JAIR_KERNELS_CPU_ISA (portable, avx2, avx512, amx) or set_isa.
+Isa active_isa();
+
+// Changes it for the whole process and returns what is now active: at most best_isa().
+Isa set_isa(Isa isa);
+
+}  // namespace jair

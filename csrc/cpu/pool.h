@@ -1,0 +1,147 @@
+// Softmax or sigmoid weights of a block of tokens and their pooling. Included once per instruction set.
+
+namespace jair {
+namespace JAIR_ISA {
+
+template <typename C>
+constexpr int64_t padded(int64_t n) {
+  return (n + kLanes<C> - 1) / kLanes<C> * kLanes<C>;
+}
+
+// One row of T as compute type, the padding 0.
+template <typename T>
+inline void convert_row(const T* from, compute_t<T>* to, int64_t count) {
+  using C = compute_t<T>;
+  int64_t i = 0;
+  for (; i + kLanes<C> <= count; i += kLanes<C>) store(to + i, load(from + i));
+  if (i < count) store(to + i, load_part(from + i, count - i));
+}
+
+// And back.
+template <typename T>
+inline void convert_row_back(const compute_t<T>* from, T* to, int64_t count) {
+  using C = compute_t<T>;
+  int64_t i = 0;
+  for (; i + kLanes<C> <= count; i += kLanes<C>) store(to + i, load(from + i));
+  if (i < count) store_part(to + i, load(from + i), count - i);
+}
+
+template <typename C>
+inline void zero(C* p, int64_t count) {
+  std::memset(p, 0, count * sizeof(C));
+}
+
+// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,Dp].
+// Its memory is one array, so that partial states can be handed from thread to thread.
+template <typename C>
+struct PoolState {
+  C *max, *sum, *acc;
+  static int64_t size(int64_t outputs, int64_t width) {
+    return 2 * padded<C>(outputs) + outputs * padded<C>(width);
+  }
+  PoolState(C* memory, int64_t outputs)
+      : max(memory), sum(memory + padded<C>(outputs)), acc(memory + 2 * padded<C>(outputs)) {}
+
+  void clear(int64_t outputs, int64_t width) {
+    for (int64_t k = 0; k < padded<C>(outputs); ++k) max[k] = -std::numeric_limits<C>::infinity();
+    zero(sum, padded<C>(outputs));
+    zero(acc, outputs * padded<C>(width));
+  }
+};
+
+// Multiplies the state by exp(max - larger) and makes `larger` its max.
+template <typename C>
+inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int64_t width) {
+  for (int64_t k0 = 0; k0 < padded<C>(outputs); k0 += kLanes<C>) {
+    const Vec<C> next = load(larger + k0), now = load(state.max + k0);
+    const Vec<C> scale = now == next ? splat(C(1)) : exp(now - next);
+    store(state.max + k0, next);
+    store(state.sum + k0, load(state.sum + k0) * scale);
+    for (int i = 0; i < kLanes<C> && k0 + i < outputs; ++i) {
+      if (scale[i] == C(1)) continue;
+      C* row = state.acc + (k0 + i) * padded<C>(width);
+      for (int64_t d = 0; d < padded<C>(width); d += kLanes<C>) store(row + d, load(row + d) * scale[i]);
+    }
+  }
+}
+
+// Scores [rows,Kp] become exp(score - max), after the state's max has been raised to theirs; keep may be null.
+template <typename C>
+inline void softmax_weights(PoolState<C>& state, C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride,
+                            int64_t outputs, int64_t width) {
+  constexpr C kNone = -std::numeric_limits<C>::infinity();
+  const int64_t stride = padded<C>(outputs);
+  C larger[kLanes<C>];
+  Scratch::Frame frame;
+  C* all = stride > kLanes<C> ? frame.take<C>(stride) : larger;
+  for (int64_t k = 0; k < stride; k += kLanes<C>) {
+    Vec<C> top = load(state.max + k);
+    for (int64_t n = 0; n < rows; ++n) {
+      if (keep && !keep[n * keep_stride]) store(scores + n * stride + k, splat(kNone));
+      top = vmax(load(scores + n * stride + k), top);
+    }
+    store(all + k, top);
+  }
+  raise_max(state, all, outputs, width);
+  for (int64_t k = 0; k < stride; k += kLanes<C>) {
+    const Vec<C> top = load(state.max + k);
+    const Vec<C> shift = top == kNone ? Vec<C>{} : top;  // nothing kept so far: every weight is exp(-inf) = 0
+    Vec<C> total = load(state.sum + k);
+    for (int64_t n = 0; n < rows; ++n) {
+      const Vec<C> p = exp(load(scores + n * stride + k) - shift);
+      store(scores + n * stride + k, p);
+      total += p;
+    }
+    store(state.sum + k, total);
+  }
+}
+
+template <typename C>
+inline void sigmoid_weights(C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride, int64_t outputs) {
+  const int64_t stride = padded<C>(outputs);
+  for (int64_t n = 0; n < rows; ++n) {
+    const bool kept = !keep || keep[n * keep_stride];
+    for (int64_t k = 0; k < stride; k += kLanes<C>) {
+      store(scores + n * stride + k, kept ? sigmoid<C>(load(scores + n * stride + k)) : Vec<C>{});
+    }
+  }
+}
+
+// acc += weights^T x
+template <typename C>
+inline void pool(PoolState<C>& state, const C* weights, const C* x, int64_t ldx, int64_t rows, int64_t outputs,
+                 int64_t width, C* pack) {
+  const int64_t n = padded<C>(width);
+  gemm<C>(outputs, n, rows, {weights, 1, padded<C>(outputs)}, x, ldx, state.acc, n, true, outputs > 12 ? pack : nullptr);
+}
+
+// Joins the state of later tokens to that of earlier ones.
+template <typename C>
+inline void merge(PoolState<C>& into, PoolState<C>& from, int64_t outputs, int64_t width) {
+  const int64_t stride = padded<C>(outputs), size = outputs * padded<C>(width);
+  Scratch::Frame frame;
+  C* larger = frame.take<C>(stride);
+  for (int64_t k = 0; k < stride; k += kLanes<C>) store(larger + k, vmax(load(into.max + k), load(from.max + k)));
+  raise_max(into, larger, outputs, width);
+  raise_max(from, larger, outputs, width);
+  for (int64_t k = 0; k < stride; k += kLanes<C>) store(into.sum + k, load(into.sum + k) + load(from.sum + k));
+  for (int64_t i = 0; i < size; i += kLanes<C>) store(into.acc + i, load(into.acc + i) + load(from.acc + i));
+}
+
+// y = acc / sum (zero where nothing was kept) and lse = max + log(sum).
+template <typename T>
+inline void finish_softmax(PoolState<compute_t<T>>& state, T* y, compute_t<T>* lse, int64_t outputs, int64_t width,
+                           compute_t<T> factor) {
+  using C = compute_t<T>;
+  for (int64_t k = 0; k < outputs; ++k) {
+    const bool empty = state.sum[k] == C(0);
+    const C scale = empty ? C(0) : factor / state.sum[k];
+    C* row = state.acc + k * padded<C>(width);
+    for (int64_t d = 0; d < padded<C>(width); d += kLanes<C>) store(row + d, load(row + d) * scale);
+    convert_row_back(row, y + k * width, width);
+    lse[k] = state.max[k] + std::log(state.sum[k]);
+  }
+}
+
+}  // namespace JAIR_ISA
+}  // namespace jair

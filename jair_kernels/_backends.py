@@ -1,0 +1,158 @@
+"""Which implementation of an op runs. One predicate, `why_not`, drives the automatic choice, the error of an
+explicit choice, the skips of the tests and the report of ``python -m jair_kernels``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from jair_kernels import _library
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+# The order in which an automatic choice tries the backends, by the device of the first input.
+_AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One op on one backend: what runs, and a further limit on its inputs (None = they fit)."""
+
+    forward: Callable[..., tuple[torch.Tensor, ...]]
+    backward: Callable[..., tuple[torch.Tensor, ...]]
+    unfit: Callable[..., str | None] = lambda *inputs: None
+
+
+@dataclass(frozen=True)
+class _Traits:
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    unavailable: str | None
+
+
+def _why_no_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "no CUDA device is available (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
+    return None
+
+
+def _why_no_cuda() -> str | None:
+    if _library.load_error is not None:
+        return _library.load_error
+    if not _library.has_cuda_kernels():
+        return "the library was built without CUDA (nvcc was not found, or JAIR_KERNELS_CUDA=0)"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    return None
+
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_TRAITS = {
+    "reference": _Traits((), (*FLOATS, torch.float64), None),
+    "cpu": _Traits(("cpu", "meta"), (*FLOATS, torch.float64), _library.load_error),
+    "triton": _Traits(("cuda", "meta", "cpu") if INTERPRETED else ("cuda", "meta"), FLOATS, _why_no_triton()),
+    "cuda": _Traits(("cuda", "meta"), FLOATS, _why_no_cuda()),
+}
+_KERNELS: dict[str, dict[str, Kernel]] = {}
+_forced: str | None = None
+
+
+def register(op: str, **kernels: Kernel) -> None:
+    """Announce the backends of an op beside "reference", which every op has."""
+    _KERNELS[op] = kernels
+
+
+def operators() -> tuple[str, ...]:
+    """Names of the public functions."""
+    return tuple(_KERNELS)
+
+
+def dtypes(backend: str) -> tuple[torch.dtype, ...]:
+    """Element types a backend computes in."""
+    return _TRAITS[backend].dtypes
+
+
+def kernel(op: str, backend: str) -> Kernel:
+    """The implementation `select` has chosen."""
+    return _KERNELS[op][backend]
+
+
+def available_backends() -> tuple[str, ...]:
+    """Backends that can run on this machine; `why_not` tells why another cannot."""
+    return tuple(name for name in BACKENDS if _TRAITS[name].unavailable is None)
+
+
+def why_not(op: str, backend: str, *inputs: object) -> str | None:
+    """Why `op` cannot run on `backend`, or None if it can.
+
+    Args:
+        op: name of a public function, such as "fused_tokenlearner".
+        backend: "reference", "cpu", "triton" or "cuda".
+        inputs: tensors of a call, the main input first; without any, only the machine is looked at.
+
+    Raises:
+        ValueError: op or backend is unknown.
+    """
+    if op not in _KERNELS:
+        raise ValueError(f"op: expected one of {', '.join(_KERNELS)}, got {op!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "reference":
+        return None
+    traits = _TRAITS[backend]
+    if traits.unavailable is not None:
+        return traits.unavailable
+    if backend not in _KERNELS[op]:
+        return f"{op} has no {backend} kernel"
+    if not inputs or not isinstance(inputs[0], torch.Tensor):
+        return None
+    main = inputs[0]
+    if main.device.type not in traits.devices:
+        return f"it takes tensors on {' or '.join(traits.devices)}, got {main.device.type}"
+    if main.dtype not in traits.dtypes:
+        return f"it takes {', '.join(str(d)[6:] for d in traits.dtypes)}, got {str(main.dtype)[6:]}"
+    return _KERNELS[op][backend].unfit(*inputs)
+
+
+def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
+    """The backend a call runs on: the explicit one (argument, then `use_backend`), else the first that fits."""
+    chosen = backend if backend is not None else _forced
+    if chosen is not None:
+        reason = why_not(op, chosen, *inputs)
+        if reason is not None:
+            raise ValueError(f"backend: {op} cannot run on {chosen!r}: {reason}")
+        return chosen
+    for name in _AUTOMATIC.get(inputs[0].device.type, ()):
+        if why_not(op, name, *inputs) is None:
+            return name
+    return "reference"
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within the block every op without an explicit `backend` runs on this one, or raises why it cannot.
+
+    Raises:
+        ValueError: the backend is unknown or not available on this machine.
+    """
+    global _forced
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
+    unavailable = _TRAITS[backend].unavailable
+    if unavailable is not None:
+        raise ValueError(f"backend: {backend!r} is not available: {unavailable}")
+    previous, _forced = _forced, backend
+    try:
+        yield
+    finally:
+        _forced = previous

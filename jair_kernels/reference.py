@@ -1,0 +1,7 @@
+"""Plain-PyTorch definitions of every op, under the op's name without ``fused_``; the specification of all backends."""
+
+from jair_kernels.token_pool.reference import token_pool
+from jair_kernels.tokenfuser.reference import tokenfuser
+from jair_kernels.tokenlearner.reference import tokenlearner
+
+__all__ = ["token_pool", "tokenfuser", "tokenlearner"]

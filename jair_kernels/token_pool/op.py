@@ -1,0 +1,98 @@
+"""fused_token_pool for the dispatcher: kernels, fake kernels, autograd, FLOP formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from jair_kernels import _library
+from jair_kernels._autograd import accumulate_dtype
+from jair_kernels._backends import Kernel, kernel, register
+from jair_kernels.token_pool import cost
+
+
+def _fake_forward(
+    x: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor | None, sigmoid: bool, mean: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    b, _, d = x.shape
+    k = scores.shape[2]
+    lse = x.new_empty((0,) if sigmoid else (b, k), dtype=accumulate_dtype(x.dtype))
+    return x.new_empty((b, k, d)), lse
+
+
+def _fake_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    scores: torch.Tensor,
+    mask: torch.Tensor | None,
+    y: torch.Tensor,
+    lse: torch.Tensor,
+    sigmoid: bool,
+    mean: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape), x.new_empty(scores.shape)
+
+
+def _register() -> None:
+    kernels = {}
+    if _library.load_error is None:
+        ops = torch.ops.jair_kernels
+        torch.library.register_fake("jair_kernels::token_pool_forward", _fake_forward)
+        torch.library.register_fake("jair_kernels::token_pool_backward", _fake_backward)
+        kernels["cpu"] = Kernel(ops.token_pool_forward.default, ops.token_pool_backward.default)
+        if _library.has_cuda_kernels():
+            kernels["cuda"] = kernels["cpu"]
+
+        @register_flop_formula(ops.token_pool_forward)
+        def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
+            return cost.forward_flops(*x, scores[2])
+
+        @register_flop_formula(ops.token_pool_backward)
+        def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
+            return cost.backward_flops(*x, dy[1])
+
+    register("fused_token_pool", **kernels)
+
+
+_register()
+
+
+class TokenPool(torch.autograd.Function):
+    """Saves x, scores, y and the log-sum-exps [B,K]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        scores: torch.Tensor,
+        mask: torch.Tensor | None,
+        sigmoid: bool,
+        mean: bool,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        run = kernel("fused_token_pool", backend).forward
+        y, lse = run(x.to(dtype), scores.to(dtype), mask, sigmoid, mean)
+        return y, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        x, scores, mask, *ctx.options = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, scores, mask, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor | None, dlse: None) -> tuple[torch.Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
+        x, scores, mask, y, lse = ctx.saved_tensors
+        sigmoid, mean, dtype, backend = ctx.options
+        run = kernel("fused_token_pool", backend).backward
+        dx, dscores = run(dy, x.to(dtype), scores.to(dtype), mask, y, lse, sigmoid, mean)
+        return dx.to(x.dtype), dscores.to(scores.dtype), None, None, None, None, None

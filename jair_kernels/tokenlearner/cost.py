@@ -1,0 +1,29 @@
+"""Exact operation and byte counts of fused_tokenlearner (a multiply-accumulate counts as 2 FLOPs)."""
+
+from __future__ import annotations
+
+
+def forward_flops(b: int, n: int, d: int, h: int, k: int) -> int:
+    """The two matrix products of the score MLP and the pooling product."""
+    return 2 * b * n * (d * h + h * k + k * d)
+
+
+def backward_flops(b: int, n: int, d: int, h: int, k: int) -> int:
+    """What the gradients need: twice the forward. The recomputed forward products are not counted."""
+    return 2 * forward_flops(b, n, d, h, k)
+
+
+def forward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int:
+    """x and the weights read once, y written once."""
+    return itemsize * (b * (n * d + k * d) + h * d + k * h)
+
+
+def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int:
+    """x, y, dy and the weights read once, dx and the weight gradients written once."""
+    return itemsize * (2 * b * (n * d + k * d) + 2 * (h * d + k * h))
+
+
+def saved_bytes(b: int, n: int, d: int, k: int, itemsize: int) -> int:
+    """Kept for the backward beside x and the parameters: y, the log-sum-exps, mean and 1/std of every token."""
+    statistic = max(itemsize, 4)
+    return itemsize * b * k * d + statistic * (b * k + 2 * b * n)

@@ -1,0 +1,115 @@
+"""fused_tokenlearner for the dispatcher: kernels, fake kernels, autograd, FLOP formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
+
+from jair_kernels import _library
+from jair_kernels._autograd import accumulate_dtype, grad_like, like_parameter
+from jair_kernels._backends import Kernel, kernel, register
+from jair_kernels.tokenlearner import cost
+
+Tensor = torch.Tensor
+
+
+def _fake_forward(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    tanh: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (b, n, d), k, statistic = x.shape, w2.shape[0], accumulate_dtype(x.dtype)
+    return x.new_empty((b, k, d)), x.new_empty((b, k), dtype=statistic), x.new_empty((b, n, 2), dtype=statistic)
+
+
+def _fake_backward(
+    dy: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    mask: Tensor | None,
+    y: Tensor,
+    lse: Tensor,
+    stats: Tensor,
+    tanh: bool,
+) -> tuple[Tensor, ...]:
+    parameters = (w1, b1, w2, b2, norm_weight, norm_bias)
+    return (x.new_empty(x.shape), *(like_parameter(p, x) for p in parameters))
+
+
+def _register() -> None:
+    kernels = {}
+    if _library.load_error is None:
+        ops = torch.ops.jair_kernels
+        torch.library.register_fake("jair_kernels::tokenlearner_forward", _fake_forward)
+        torch.library.register_fake("jair_kernels::tokenlearner_backward", _fake_backward)
+        kernels["cpu"] = Kernel(ops.tokenlearner_forward.default, ops.tokenlearner_backward.default)
+
+        @register_flop_formula(ops.tokenlearner_forward)
+        def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+            return cost.forward_flops(*x, *w2[::-1])
+
+        @register_flop_formula(ops.tokenlearner_backward)
+        def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+            return cost.backward_flops(*x, *w2[::-1])
+
+    register("fused_tokenlearner", **kernels)
+
+
+_register()
+
+
+class TokenLearner(torch.autograd.Function):
+    """Saves x, y, the log-sum-exps [B,K] and mean and 1/std of every token [B,N,2]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        w1: Tensor,
+        b1: Tensor | None,
+        w2: Tensor,
+        b2: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        mask: Tensor | None,
+        eps: float,
+        tanh: bool,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        run = kernel("fused_tokenlearner", backend).forward
+        y, lse, stats = run(x.to(dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
+        return y, lse, stats
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, _, ctx.tanh, ctx.dtype, ctx.backend = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 12
+        x, *parameters, mask, y, lse, stats = ctx.saved_tensors
+        run = kernel("fused_tokenlearner", ctx.backend).backward
+        dx, *grads = run(dy, x.to(ctx.dtype), *parameters, mask, y, lse, stats, ctx.tanh)
+        return (dx.to(x.dtype), *map(grad_like, grads, parameters), None, None, None, None, None)

@@ -3,8 +3,11 @@
 namespace jair {
 namespace JAIR_ISA {
 
-// Rows and vectors of a register tile: 24 accumulators of 32 registers, 12 of 16.
-constexpr int kTileRows = 6, kTileVecs = JAIR_VECTOR == 64 ? 4 : 2;
+// A register tile has kTileVecs vectors and as many rows as fill the accumulators: 24-28 of 32 registers, 12 of 16.
+constexpr int kTileVecs = JAIR_VECTOR == 64 ? 4 : 2;
+constexpr int tile_rows(int vecs) {
+  return JAIR_VECTOR == 64 ? (vecs == 1 ? 14 : 24 / vecs) : 12 / vecs;
+}
 
 // A[m,k] at a[m * row + k * step]: rows of a matrix (step 1) or its columns (row 1).
 template <typename C>
@@ -32,29 +35,30 @@ inline void gemm_tile(int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c
   }
 }
 
-template <typename C, int V>
+// `rows` <= R rows.
+template <typename C, int V, int R>
 inline void gemm_rows(int rows, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add) {
-  switch (rows) {
-    case 1: return gemm_tile<C, 1, V>(depth, a, b, ldb, c, ldc, add);
-    case 2: return gemm_tile<C, 2, V>(depth, a, b, ldb, c, ldc, add);
-    case 3: return gemm_tile<C, 3, V>(depth, a, b, ldb, c, ldc, add);
-    case 4: return gemm_tile<C, 4, V>(depth, a, b, ldb, c, ldc, add);
-    case 5: return gemm_tile<C, 5, V>(depth, a, b, ldb, c, ldc, add);
-    default: return gemm_tile<C, 6, V>(depth, a, b, ldb, c, ldc, add);
+  if (rows == R) {
+    gemm_tile<C, R, V>(depth, a, b, ldb, c, ldc, add);
+  } else if constexpr (R > 1) {
+    gemm_rows<C, V, R - 1>(rows, depth, a, b, ldb, c, ldc, add);
   }
 }
 
 template <typename C, int V>
 inline void gemm_panel(int64_t m, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add) {
-  const int64_t blocks = (m + kTileRows - 1) / kTileRows;
+  constexpr int kRows = tile_rows(V);
+  const int64_t blocks = (m + kRows - 1) / kRows;
   for (int64_t i = 0; i < blocks; ++i) {  // rows shared evenly: 8 as 4 + 4, not 6 + 2
     const int64_t first = m * i / blocks, last = m * (i + 1) / blocks;
-    gemm_rows<C, V>(last - first, depth, {a.data + first * a.row, a.row, a.step}, b, ldb, c + first * ldc, ldc, add);
+    const Operand<C> rows{a.data + first * a.row, a.row, a.step};
+    gemm_rows<C, V, kRows>(last - first, depth, rows, b, ldb, c + first * ldc, ldc, add);
   }
 }
 
 // C[m,n] = (add ? C : 0) + A[m,depth] B[depth,n]; n is a multiple of the vector length.
-// Where many rows of C share a strided panel of B, the panel is first copied to `pack` (kPackDepth * kPackWidth).
+// Where many rows of C share a panel of B, `pack` (kPackDepth * kPackWidth) is given: the product then goes through
+// pieces of B that stay in the first-level cache, copied to `pack` where their rows lie apart.
 constexpr int kPackDepth = 128;
 template <typename C>
 constexpr int kPackWidth = kTileVecs * kLanes<C>;
@@ -71,7 +75,7 @@ inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, 
       const int vecs = (n - j < kWidth ? n - j : kWidth) / kLanes<C>;
       const C* panel = b + k0 * ldb + j;
       int64_t stride = ldb;
-      if (pack) {
+      if (pack && ldb != kWidth) {
         for (int64_t k = 0; k < count; ++k) {
           for (int v = 0; v < vecs; ++v) store(pack + k * kWidth + v * kLanes<C>, load(panel + k * ldb + v * kLanes<C>));
         }
@@ -87,6 +91,36 @@ inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, 
 #endif
       }
     }
+  }
+}
+
+// to[c][r] = from[r][c]; 4 x 4 at a time.
+inline void transpose(const float* from, int64_t ld_from, int64_t rows, int64_t columns, float* to, int64_t ld_to) {
+  typedef float Quad __attribute__((vector_size(16)));
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    int64_t c = 0;
+    for (; c + 4 <= columns; c += 4) {
+      Quad q[4];
+      for (int i = 0; i < 4; ++i) std::memcpy(&q[i], from + (r + i) * ld_from + c, sizeof(Quad));
+      const Quad ab = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5), cd = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5);
+      const Quad ef = __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7), gh = __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
+      const Quad out[4] = {
+          __builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+          __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * ld_to + r, &out[i], sizeof(Quad));
+    }
+    for (; c < columns; ++c) {
+      for (int i = 0; i < 4; ++i) to[c * ld_to + r + i] = from[(r + i) * ld_from + c];
+    }
+  }
+  for (; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * ld_to + r] = from[r * ld_from + c];
+  }
+}
+inline void transpose(const double* from, int64_t ld_from, int64_t rows, int64_t columns, double* to, int64_t ld_to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * ld_to + r] = from[r * ld_from + c];
   }
 }
 

@@ -31,27 +31,26 @@ inline void zero(C* p, int64_t count) {
   std::memset(p, 0, count * sizeof(C));
 }
 
-// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,Dp].
+// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,dp]
+// with rows padded to dp.
 // Its memory is one array, so that partial states can be handed from thread to thread.
 template <typename C>
 struct PoolState {
   C *max, *sum, *acc;
-  static int64_t size(int64_t outputs, int64_t width) {
-    return 2 * padded<C>(outputs) + outputs * padded<C>(width);
-  }
+  static int64_t size(int64_t outputs, int64_t dp) { return 2 * padded<C>(outputs) + outputs * dp; }
   PoolState(C* memory, int64_t outputs)
       : max(memory), sum(memory + padded<C>(outputs)), acc(memory + 2 * padded<C>(outputs)) {}
 
-  void clear(int64_t outputs, int64_t width) {
+  void clear(int64_t outputs, int64_t dp) {
     for (int64_t k = 0; k < padded<C>(outputs); ++k) max[k] = -std::numeric_limits<C>::infinity();
     zero(sum, padded<C>(outputs));
-    zero(acc, outputs * padded<C>(width));
+    zero(acc, outputs * dp);
   }
 };
 
 // Multiplies the state by exp(max - larger) and makes `larger` its max.
 template <typename C>
-inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int64_t width) {
+inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int64_t dp) {
   for (int64_t k0 = 0; k0 < padded<C>(outputs); k0 += kLanes<C>) {
     const Vec<C> next = load(larger + k0), now = load(state.max + k0);
     const Vec<C> scale = now == next ? splat(C(1)) : exp(now - next);
@@ -59,8 +58,8 @@ inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int
     store(state.sum + k0, load(state.sum + k0) * scale);
     for (int i = 0; i < kLanes<C> && k0 + i < outputs; ++i) {
       if (scale[i] == C(1)) continue;
-      C* row = state.acc + (k0 + i) * padded<C>(width);
-      for (int64_t d = 0; d < padded<C>(width); d += kLanes<C>) store(row + d, load(row + d) * scale[i]);
+      C* row = state.acc + (k0 + i) * dp;
+      for (int64_t d = 0; d < dp; d += kLanes<C>) store(row + d, load(row + d) * scale[i]);
     }
   }
 }
@@ -68,7 +67,7 @@ inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int
 // Scores [rows,Kp] become exp(score - max), after the state's max has been raised to theirs; keep may be null.
 template <typename C>
 inline void softmax_weights(PoolState<C>& state, C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride,
-                            int64_t outputs, int64_t width) {
+                            int64_t outputs, int64_t dp) {
   constexpr C kNone = -std::numeric_limits<C>::infinity();
   const int64_t stride = padded<C>(outputs);
   C larger[kLanes<C>];
@@ -82,7 +81,7 @@ inline void softmax_weights(PoolState<C>& state, C* scores, int64_t rows, const 
     }
     store(all + k, top);
   }
-  raise_max(state, all, outputs, width);
+  raise_max(state, all, outputs, dp);
   for (int64_t k = 0; k < stride; k += kLanes<C>) {
     const Vec<C> top = load(state.max + k);
     const Vec<C> shift = top == kNone ? Vec<C>{} : top;  // nothing kept so far: every weight is exp(-inf) = 0
@@ -107,39 +106,44 @@ inline void sigmoid_weights(C* scores, int64_t rows, const uint8_t* keep, int64_
   }
 }
 
-// acc += weights^T x
-template <typename C>
-inline void pool(PoolState<C>& state, const C* weights, const C* x, int64_t ldx, int64_t rows, int64_t outputs,
-                 int64_t width, C* pack) {
-  const int64_t n = padded<C>(width);
-  gemm<C>(outputs, n, rows, {weights, 1, padded<C>(outputs)}, x, ldx, state.acc, n, true, outputs > 12 ? pack : nullptr);
-}
-
 // Joins the state of later tokens to that of earlier ones.
 template <typename C>
-inline void merge(PoolState<C>& into, PoolState<C>& from, int64_t outputs, int64_t width) {
-  const int64_t stride = padded<C>(outputs), size = outputs * padded<C>(width);
+inline void merge(PoolState<C>& into, PoolState<C>& from, int64_t outputs, int64_t dp) {
+  const int64_t stride = padded<C>(outputs), size = outputs * dp;
   Scratch::Frame frame;
   C* larger = frame.take<C>(stride);
   for (int64_t k = 0; k < stride; k += kLanes<C>) store(larger + k, vmax(load(into.max + k), load(from.max + k)));
-  raise_max(into, larger, outputs, width);
-  raise_max(from, larger, outputs, width);
+  raise_max(into, larger, outputs, dp);
+  raise_max(from, larger, outputs, dp);
   for (int64_t k = 0; k < stride; k += kLanes<C>) store(into.sum + k, load(into.sum + k) + load(from.sum + k));
   for (int64_t i = 0; i < size; i += kLanes<C>) store(into.acc + i, load(into.acc + i) + load(from.acc + i));
 }
 
-// y = acc / sum (zero where nothing was kept) and lse = max + log(sum).
-template <typename T>
-inline void finish_softmax(PoolState<compute_t<T>>& state, T* y, compute_t<T>* lse, int64_t outputs, int64_t width,
-                           compute_t<T> factor) {
-  using C = compute_t<T>;
+// acc / sum * factor in place (zero where nothing was kept) and lse = max + log(sum).
+template <typename C>
+inline void finish_softmax(PoolState<C>& state, C* lse, int64_t outputs, int64_t dp, C factor) {
   for (int64_t k = 0; k < outputs; ++k) {
-    const bool empty = state.sum[k] == C(0);
-    const C scale = empty ? C(0) : factor / state.sum[k];
-    C* row = state.acc + k * padded<C>(width);
-    for (int64_t d = 0; d < padded<C>(width); d += kLanes<C>) store(row + d, load(row + d) * scale);
-    convert_row_back(row, y + k * width, width);
+    const C scale = state.sum[k] == C(0) ? C(0) : factor / state.sum[k];
+    C* row = state.acc + k * dp;
+    for (int64_t d = 0; d < dp; d += kLanes<C>) store(row + d, load(row + d) * scale);
     lse[k] = state.max[k] + std::log(state.sum[k]);
+  }
+}
+
+// Joins the states of images that were split between threads, in the order of their tokens, and hands each to
+// finish(image, state).
+template <typename C, typename F>
+inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t outputs, int64_t dp, F finish) {
+  const auto split = plan.split();
+  for (size_t i = 0; i < split.size();) {
+    PoolState<C> state(partials + i * size, outputs);
+    size_t j = i + 1;
+    for (; j < split.size() && split[j].image == split[i].image; ++j) {
+      PoolState<C> later(partials + j * size, outputs);
+      merge(state, later, outputs, dp);
+    }
+    finish(split[i].image, state);
+    i = j;
   }
 }
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/token_pool_params.h"
 
@@ -41,7 +41,7 @@ TokenPoolParams make_params(const Inputs& in, bool sigmoid, bool mean, const Pla
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask, bool sigmoid, bool mean) {
   const Inputs in{with_dense_rows(x), with_dense_rows(scores), mask};
-  const Plan plan(x.size(0), x.size(1), torch::stable::get_num_threads(), kGrain);
+  const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
   Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype);
@@ -49,10 +49,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
   p.y = y.data_ptr(), p.lse = lse.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
-    std::vector<char> partials(plan.partials() * JAIR_CALL_ISA(token_pool_partial, T, p));
-    p.partials = partials.data();
-    parallel(plan.threads(), [&](int64_t t) { JAIR_CALL_ISA(token_pool_forward, T, p, t); });
-    JAIR_CALL_ISA(token_pool_merge, T, p);
+    JAIR_CALL_ISA(token_pool_forward, T, p);
   });
   return {y, lse};
 }
@@ -61,7 +58,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, Optional
                                     bool sigmoid, bool mean) {
   const Inputs in{with_dense_rows(x), with_dense_rows(scores), mask};
   const Tensor dense_dy = torch::stable::contiguous(dy), dense_y = torch::stable::contiguous(y);
-  const Plan plan(x.size(0), x.size(1), torch::stable::get_num_threads(), kGrain);
+  const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, x.scalar_type(), "dy");
@@ -71,7 +68,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, Optional
   p.dx = dx.data_ptr(), p.dscores = dscores.data_ptr();
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    parallel(plan.threads(), [&](int64_t t) { JAIR_CALL_ISA(token_pool_backward, T, p, t); });
+    JAIR_CALL_ISA(token_pool_backward, T, p);
   });
   return {dx, dscores};
 }

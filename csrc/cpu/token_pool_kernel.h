@@ -19,19 +19,19 @@ class TokenPool {
         weights_(frame_.take<C>(kPoolBlock * kp_)), pack_(frame_.take<C>(kPackDepth * kPackWidth<C>)) {}
 
   void forward(const Segment& s) {
-    const int64_t size = PoolState<C>::size(p_.outputs, p_.width);
+    const int64_t size = PoolState<C>::size(p_.outputs, dp_);
     C* memory = s.partial < 0 ? frame_.take<C>(size) : static_cast<C*>(p_.partials) + s.partial * size;
     PoolState<C> state(memory, p_.outputs);
-    state.clear(p_.outputs, p_.width);
+    state.clear(p_.outputs, dp_);
     for (int64_t n = s.begin; n < s.end; n += kPoolBlock) {
       const int64_t rows = std::min(kPoolBlock, s.end - n);
       const C* x = load_block(s.image, n, rows);
       if (p_.sigmoid) {
         sigmoid_weights(weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs);
       } else {
-        softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs, p_.width);
+        softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs, dp_);
       }
-      pool(state, weights_, x, ldx_, rows, p_.outputs, p_.width, pack_);
+      gemm<C>(p_.outputs, dp_, rows, {weights_, 1, kp_}, x, ldx_, state.acc, dp_, true, p_.outputs > 12 ? pack_ : nullptr);
     }
     if (s.partial < 0) finish(s.image, state);
   }
@@ -39,14 +39,12 @@ class TokenPool {
   void finish(int64_t image, PoolState<C>& state) {
     T* y = static_cast<T*>(p_.y) + image * p_.outputs * p_.width;
     const C factor = p_.mean ? C(1) / kept(image) : C(1);
-    if (!p_.sigmoid) {
-      return finish_softmax<T>(state, y, static_cast<C*>(p_.lse) + image * p_.outputs, p_.outputs, p_.width, factor);
+    if (p_.sigmoid) {
+      for (int64_t i = 0; i < p_.outputs * dp_; i += kLanes<C>) store(state.acc + i, load(state.acc + i) * factor);
+    } else {
+      finish_softmax(state, static_cast<C*>(p_.lse) + image * p_.outputs, p_.outputs, dp_, factor);
     }
-    for (int64_t k = 0; k < p_.outputs; ++k) {
-      C* row = state.acc + k * dp_;
-      for (int64_t d = 0; d < dp_; d += kLanes<C>) store(row + d, load(row + d) * factor);
-      convert_row_back(row, y + k * p_.width, p_.width);
-    }
+    for (int64_t k = 0; k < p_.outputs; ++k) convert_row_back(state.acc + k * dp_, y + k * p_.width, p_.width);
   }
 
   // dP = x dY^T;  softmax: dS = p (dP - delta), delta = sum_n p dP = y . dy;  sigmoid: dS = dP p (1 - p);  dx = P dY.
@@ -176,37 +174,24 @@ class TokenPool {
 };
 
 template <typename T>
-void token_pool_forward(const TokenPoolParams& p, int64_t thread) {
-  for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).forward(s);
-}
-
-// Joins the images that were split between threads.
-template <typename T>
-void token_pool_merge(const TokenPoolParams& p) {
+void token_pool_forward(TokenPoolParams p) {
   using C = compute_t<T>;
-  const auto split = p.plan->split();
-  const int64_t size = PoolState<C>::size(p.outputs, p.width);
-  for (size_t i = 0; i < split.size();) {
-    PoolState<C> state(static_cast<C*>(p.partials) + i * size, p.outputs);
-    size_t j = i + 1;
-    for (; j < split.size() && split[j].image == split[i].image; ++j) {
-      PoolState<C> later(static_cast<C*>(p.partials) + j * size, p.outputs);
-      merge(state, later, p.outputs, p.width);
-    }
-    TokenPool<T>(p).finish(split[i].image, state);
-    i = j;
-  }
+  const int64_t dp = padded<C>(p.width), size = PoolState<C>::size(p.outputs, dp);
+  Scratch::Frame frame;
+  C* partials = frame.take<C>(p.plan->partials() * size);
+  p.partials = partials;
+  parallel(p.plan->threads(), [&](int64_t thread) {
+    for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).forward(s);
+  });
+  merge_partials(*p.plan, partials, size, p.outputs, dp,
+                 [&](int64_t image, PoolState<C>& state) { TokenPool<T>(p).finish(image, state); });
 }
 
 template <typename T>
-void token_pool_backward(const TokenPoolParams& p, int64_t thread) {
-  for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).backward(s);
-}
-
-// Bytes of one partial result.
-template <typename T>
-int64_t token_pool_partial(const TokenPoolParams& p) {
-  return PoolState<compute_t<T>>::size(p.outputs, p.width) * sizeof(compute_t<T>);
+void token_pool_backward(TokenPoolParams p) {
+  parallel(p.plan->threads(), [&](int64_t thread) {
+    for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).backward(s);
+  });
 }
 
 }  // namespace JAIR_ISA

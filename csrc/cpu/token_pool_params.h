@@ -18,7 +18,7 @@ struct TokenPoolParams {
   bool sigmoid, mean;
   void* y;
   void* lse;       // [B,K], softmax only
-  void* partials;  // forward: [plan.partials()] x partial_size
+  void* partials;  // forward: a pooling state for each partial segment of the plan
   const void* dy;
   void* dx;
   void* dscores;

@@ -1,0 +1,299 @@
+// s = w2 gelu(w1 LN(x) + b1) + b2 over blocks of token rows, forward and backward, on an engine's products.
+// Included once per instruction set.
+//
+// The LayerNorm folds into the first product: with Wg = w1 diag(gamma), c = Wg 1, e = w1 beta + b1, mean m, r = 1/std
+// and rows held as x - shift:   h = r ((x - shift) Wg^T - (m - shift) c) + e.
+// Backward, with dH = (dS w2) gelu'(h):   dx = r dH Wg - r (dH . c)/D - r xhat (dH . (h - e))/D
+//   M = (r dH)^T (x - shift) - (sum of r dH (m - shift)) 1^T,   dw1 = M diag(gamma) + db1 beta^T,
+//   dgamma = sum_h w1 * M,   dbeta = w1^T db1.                                        (docs/derivations.md)
+
+namespace jair {
+namespace JAIR_ISA {
+
+#if defined(JAIR_AMX)
+template <typename T>
+using Engine = AmxEngine;
+#else
+template <typename T>
+using Engine = VectorEngine<T>;
+#endif
+
+// Elements [offset, offset + count) of a parameter in the compute type, the rest of the last vector 0.
+template <typename C>
+inline void read_parameter(const Parameter& p, int64_t offset, int64_t count, C* out) {
+  if constexpr (sizeof(C) == sizeof(float)) {
+    switch (p.dtype) {
+      case Dtype::f32: return convert_row(static_cast<const float*>(p.data) + offset, out, count);
+      case Dtype::bf16: return convert_row(static_cast<const bf16*>(p.data) + offset, out, count);
+      case Dtype::f16: return convert_row(static_cast<const f16*>(p.data) + offset, out, count);
+      case Dtype::f64:
+        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<const double*>(p.data)[offset + i];
+        for (int64_t i = count; i < padded<C>(count); ++i) out[i] = 0;
+    }
+  } else {
+    convert_row(static_cast<const double*>(p.data) + offset, out, count);  // float64 is never mixed
+  }
+}
+
+template <typename C>
+inline C dot(const C* a, const C* b, int64_t count) {
+  Vec<C> total{};
+  for (int64_t i = 0; i < count; i += kLanes<C>) total += load(a + i) * load(b + i);
+  return sum<C>(total);
+}
+
+// The weights as the products want them, made once per call and shared by its threads.
+template <typename T>
+struct ScoreMlpWeights {
+  using E = Engine<T>;
+  using C = compute_t<T>;
+  int64_t dp, hp, kp;
+  typename E::Columns wg;
+  typename E::Spread wg_spread;
+  C *c, *e, *w2t, *w2, *b2;
+
+  ScoreMlpWeights(const ScoreMlpParams& p, Scratch::Frame& frame, bool backward)
+      : dp(E::pad_width(p.width)), hp(E::pad_count(p.hidden)), kp(E::pad_count(p.outputs)) {
+    const E engine(frame);
+    C *rows = frame.take<C>(hp * dp), *gamma = frame.take<C>(dp), *beta = frame.take<C>(dp);
+    c = frame.take<C>(hp), e = frame.take<C>(hp), b2 = frame.take<C>(kp);
+    zero(c, hp), zero(e, hp), zero(b2, kp), zero(beta, dp), zero(gamma, dp);
+    if (p.norm_weight.data) read_parameter(p.norm_weight, 0, p.width, gamma);
+    if (p.norm_bias.data) read_parameter(p.norm_bias, 0, p.width, beta);
+    if (p.b1.data) read_parameter(p.b1, 0, p.hidden, e);
+    if (p.b2.data) read_parameter(p.b2, 0, p.outputs, b2);
+    for (int64_t h = 0; h < p.hidden; ++h) {
+      C* row = rows + h * dp;
+      zero(row + padded<C>(p.width), dp - padded<C>(p.width));
+      read_parameter(p.w1, h * p.width, p.width, row);
+      if (p.norm_bias.data) e[h] += dot(row, beta, dp);
+      Vec<C> total{};
+      for (int64_t d = 0; d < dp; d += kLanes<C>) {
+        const Vec<C> w = E::rounded(p.norm_weight.data ? load(row + d) * load(gamma + d) : load(row + d));
+        store(row + d, w);
+        total += w;
+      }
+      c[h] = sum<C>(total);
+    }
+    wg = engine.make_columns(frame, p.width, p.hidden);
+    E::set_columns(wg, rows, p.hidden);
+    w2 = frame.take<C>(p.outputs * hp), w2t = frame.take<C>(hp * kp);
+    zero(w2t, hp * kp);
+    zero(w2, p.outputs * hp);
+    for (int64_t k = 0; k < p.outputs; ++k) read_parameter(p.w2, k * p.hidden, p.hidden, w2 + k * hp);
+    transpose(w2, hp, p.outputs, hp, w2t, kp);
+    if (!backward) return;
+    wg_spread = engine.make_spread(frame, p.width, p.hidden);
+    E::set_spread(wg_spread, rows, p.hidden);
+  }
+};
+
+// One thread's sums of parameter gradients.
+template <typename C>
+struct ScoreMlpSums {
+  C *m, *shifted, *db1, *dw2, *db2;  // [H,dp], [hp], [hp], [K,hp], [kp]
+  static int64_t size(int64_t dp, int64_t hp, int64_t kp, int64_t hidden, int64_t outputs) {
+    return hidden * dp + 2 * hp + outputs * hp + kp;
+  }
+  ScoreMlpSums(C* memory, int64_t dp, int64_t hp, int64_t hidden, int64_t outputs)
+      : m(memory), shifted(m + hidden * dp), db1(shifted + hp), dw2(db1 + hp), db2(dw2 + outputs * hp) {}
+};
+
+template <typename T>
+class ScoreMlp {
+ public:
+  using E = Engine<T>;
+  using C = compute_t<T>;
+
+  // `sums` null: forward only.
+  ScoreMlp(const ScoreMlpParams& p, const ScoreMlpWeights<T>& weights, Scratch::Frame& frame, C* sums)
+      : engine(frame), block(E::block_rows(p.width)), rows(engine.make_rows(frame, p.width, block)), p_(p), w_(weights),
+        sums_(sums, w_.dp, w_.hp, p.hidden, p.outputs), mean_(frame.take<C>(block)), rstd_(frame.take<C>(block)),
+        value_(frame.take<C>(E::kStrip * w_.hp)), centred_(frame.take<C>(E::kStrip * w_.hp)) {
+    if (!sums) return;
+    rdh_ = frame.take<C>(block * w_.hp), slope_ = frame.take<C>(E::kStrip * w_.hp);
+    constant_ = frame.take<C>(block), linear_ = frame.take<C>(block);
+  }
+
+  const uint8_t* keep(int64_t image, int64_t token) const {
+    return p_.mask ? p_.mask + image * p_.mask_image + token * p_.mask_token : nullptr;
+  }
+
+  // Tokens `token`.. of the image become rows first.. of the block.
+  void load_rows(int64_t image, int64_t token, int64_t first, int64_t count) {
+    const T* x = static_cast<const T*>(p_.x) + image * p_.x_image + token * p_.x_token;
+    C* stats = static_cast<C*>(p_.stats) + 2 * (image * p_.tokens + token);
+    const uint8_t* mask = keep(image, token);
+    for (int64_t n = 0; n < count; ++n) {
+      C &mean = mean_[first + n], &rstd = rstd_[first + n];
+      if (mask && !mask[n * p_.mask_token]) {
+        mean = rstd = 0;
+        engine.load_zero(rows, first + n);
+      } else if (sums_.m) {
+        mean = stats[2 * n], rstd = stats[2 * n + 1];
+        engine.load_known(rows, first + n, x + n * p_.x_token, p_.width, mean, rstd);
+      } else {
+        engine.load_centred(rows, first + n, x + n * p_.x_token, p_.width, static_cast<C>(p_.eps), &mean, &rstd);
+      }
+      if (!sums_.m) stats[2 * n] = mean, stats[2 * n + 1] = rstd;
+    }
+    engine.end_rows(rows, first + count);
+  }
+
+  // Scores [count,kp] of rows first.. of the block; h - e [count,hp] goes to `centred` where it is not null.
+  void scores(int64_t first, int64_t count, C* out, C* centred) {
+    const int64_t hp = w_.hp;
+    if (!centred) centred = centred_;
+    engine.times(rows, first, count, w_.wg, centred);
+    for (int64_t n = 0; n < count; ++n) {
+      const C r = rstd_[first + n], offset = mean_[first + n] - rows.shift[first + n];
+      for (int64_t h = n * hp; h < (n + 1) * hp; h += kLanes<C>) {
+        const Vec<C> h_less_e = r * (load(centred + h) - offset * load(w_.c + h - n * hp));
+        Vec<C> g, slope;
+        gelu<C>(p_.tanh, h_less_e + load(w_.e + h - n * hp), &g, &slope);
+        store(value_ + h, g);
+        store(centred + h, h_less_e);
+      }
+    }
+    gemm<C>(count, w_.kp, p_.hidden, {value_, hp, 1}, w_.w2t, w_.kp, out, w_.kp, false, nullptr);
+    for (int64_t n = 0; n < count * w_.kp; n += w_.kp) {
+      for (int64_t k = 0; k < w_.kp; k += kLanes<C>) store(out + n + k, load(out + n + k) + load(w_.b2 + k));
+    }
+  }
+
+  // Takes dS [count,kp] of rows first.. of the block; adds to the parameter sums and prepares dx().
+  void backward(int64_t first, int64_t count, const C* ds, const C* centred) {
+    const int64_t hp = w_.hp, kp = w_.kp;
+    C* rdh = rdh_ + first * hp;
+    for (int64_t n = 0; n < count * hp; n += hp) {
+      for (int64_t h = 0; h < hp; h += kLanes<C>) {
+        Vec<C> g, slope;
+        gelu<C>(p_.tanh, load(centred + n + h) + load(w_.e + h), &g, &slope);
+        store(value_ + n + h, g);
+        store(slope_ + n + h, slope);
+      }
+    }
+    gemm<C>(count, hp, p_.outputs, {ds, kp, 1}, w_.w2, hp, rdh, hp, false, nullptr);
+    gemm<C>(p_.outputs, hp, count, {ds, 1, kp}, value_, hp, sums_.dw2, hp, true, nullptr);
+    for (int64_t n = 0; n < count * kp; n += kp) {
+      for (int64_t k = 0; k < kp; k += kLanes<C>) store(sums_.db2 + k, load(sums_.db2 + k) + load(ds + n + k));
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t row = first + n;
+      const C r = rstd_[row], offset = mean_[row] - rows.shift[row];
+      Vec<C> along_c{}, along_h{};
+      for (int64_t h = 0; h < hp; h += kLanes<C>) {
+        const Vec<C> dh = load(rdh + n * hp + h) * load(slope_ + n * hp + h);
+        along_c += dh * load(w_.c + h);
+        along_h += dh * load(centred + n * hp + h);
+        store(sums_.db1 + h, load(sums_.db1 + h) + dh);
+        store(rdh + n * hp + h, r * dh);
+        store(sums_.shifted + h, load(sums_.shifted + h) + r * offset * dh);
+      }
+      linear_[row] = r * r * sum<C>(along_h) / p_.width;
+      constant_[row] = r * sum<C>(along_c) / p_.width - linear_[row] * offset;
+    }
+  }
+
+  // dx of rows first.. of the block, plus weights S of a further term.
+  void dx(int64_t first, int64_t count, typename E::Term further, T* out) {
+    const typename E::Term term{rdh_ + first * w_.hp, w_.hp, &w_.wg_spread};
+    engine.spread(first, count, p_.width, term, further, {&rows, constant_ + first, linear_ + first}, out, p_.width);
+  }
+
+  // Adds the whole block to M.
+  void end_block(int64_t count) { engine.gather(rows, count, rdh_, w_.hp, p_.hidden, sums_.m); }
+
+  E engine;
+  const int64_t block;
+  typename E::Rows rows;
+
+ private:
+  const ScoreMlpParams& p_;
+  const ScoreMlpWeights<T>& w_;
+  ScoreMlpSums<C> sums_;
+  C *mean_, *rstd_, *value_, *centred_;
+  C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr;
+};
+
+// Joins the sums of all threads in their order and writes columns [first, last) of the parameter gradients; first and
+// last are multiples of the padding. The share that begins at 0 writes what has no columns.
+template <typename T>
+void finish_gradients(const ScoreMlpParams& p, compute_t<T>* all, int64_t threads, int64_t first, int64_t last) {
+  using E = Engine<T>;
+  using C = compute_t<T>;
+  const int64_t dp = E::pad_width(p.width), hp = E::pad_count(p.hidden), kp = E::pad_count(p.outputs);
+  const int64_t size = ScoreMlpSums<C>::size(dp, hp, kp, p.hidden, p.outputs), count = last - first;
+  Scratch::Frame frame;
+  C *small = frame.take<C>(size - p.hidden * dp), *row = frame.take<C>(count), *w1 = frame.take<C>(count);
+  C *gamma = frame.take<C>(count), *beta = frame.take<C>(count), *dgamma = frame.take<C>(count), *dbeta = frame.take<C>(count);
+  // shifted, db1, dw2 and db2 lie behind M; every share sums them for itself, none writes into `all`.
+  zero(small, size - p.hidden * dp);
+  for (int64_t t = 0; t < threads; ++t) {
+    const C* from = all + t * size + p.hidden * dp;
+    for (int64_t i = 0; i < size - p.hidden * dp; i += kLanes<C>) store(small + i, load(small + i) + load(from + i));
+  }
+  const C *shifted = small, *db1 = small + hp;
+  const int64_t valid = std::min(last, p.width) - first;
+  zero(dgamma, count), zero(dbeta, count);
+  if (p.norm_weight.data) read_parameter(p.norm_weight, first, valid, gamma);
+  if (p.norm_bias.data) read_parameter(p.norm_bias, first, valid, beta);
+  for (int64_t h = 0; h < p.hidden; ++h) {
+    zero(row, count);
+    for (int64_t t = 0; t < threads; ++t) {
+      const C* from = all + t * size + h * dp + first;
+      for (int64_t d = 0; d < count; d += kLanes<C>) store(row + d, load(row + d) + load(from + d));
+    }
+    E::order(row, count);
+    read_parameter(p.w1, h * p.width + first, valid, w1);
+    for (int64_t d = 0; d < padded<C>(valid); d += kLanes<C>) {
+      const Vec<C> m = load(row + d) - shifted[h], w = load(w1 + d);
+      store(dgamma + d, load(dgamma + d) + w * m);
+      store(dbeta + d, load(dbeta + d) + w * db1[h]);
+      Vec<C> dw = p.norm_weight.data ? m * load(gamma + d) : m;
+      if (p.norm_bias.data) dw += db1[h] * load(beta + d);
+      store(row + d, dw);
+    }
+    std::memcpy(static_cast<C*>(p.dw1) + h * p.width + first, row, valid * sizeof(C));
+  }
+  if (p.dnorm_weight) std::memcpy(static_cast<C*>(p.dnorm_weight) + first, dgamma, valid * sizeof(C));
+  if (p.dnorm_bias) std::memcpy(static_cast<C*>(p.dnorm_bias) + first, dbeta, valid * sizeof(C));
+  if (first > 0) return;
+  const C *dw2 = db1 + hp, *db2 = dw2 + p.outputs * hp;
+  if (p.db1) std::memcpy(p.db1, db1, p.hidden * sizeof(C));
+  if (p.db2) std::memcpy(p.db2, db2, p.outputs * sizeof(C));
+  for (int64_t k = 0; k < p.outputs; ++k) {
+    std::memcpy(static_cast<C*>(p.dw2) + k * p.hidden, dw2 + k * hp, p.hidden * sizeof(C));
+  }
+}
+
+// The sums of all threads, and the parameter gradients from them.
+template <typename T>
+class GradientSums {
+  using E = Engine<T>;
+  using C = compute_t<T>;
+
+ public:
+  GradientSums(const ScoreMlpParams& p, int64_t threads, Scratch::Frame& frame)
+      : threads_(threads),
+        size_(ScoreMlpSums<C>::size(E::pad_width(p.width), E::pad_count(p.hidden), E::pad_count(p.outputs), p.hidden,
+                                    p.outputs)),
+        all_(frame.take<C>(threads * size_)) {}
+
+  C* of(int64_t thread) const { return all_ + thread * size_; }
+  void clear(int64_t thread) const { zero(of(thread), size_); }
+
+  void finish(const ScoreMlpParams& p) const {
+    const int64_t unit = E::pad_width(1), units = E::pad_width(p.width) / unit, shares = std::min(units, threads_);
+    parallel(shares, [&](int64_t i) {
+      finish_gradients<T>(p, all_, threads_, units * i / shares * unit, units * (i + 1) / shares * unit);
+    });
+  }
+
+ private:
+  int64_t threads_, size_;
+  C* all_;
+};
+
+}  // namespace JAIR_ISA
+}  // namespace jair

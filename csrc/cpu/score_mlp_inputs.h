@@ -1,0 +1,79 @@
+// The tensors of a score MLP as its kernels take them.
+#pragma once
+
+#include "checks.h"
+#include "cpu/score_mlp_params.h"
+
+namespace jair {
+
+inline Parameter parameter(const OptionalTensor& tensor) {
+  if (!tensor) return {nullptr, Dtype::f32};
+  switch (tensor->scalar_type()) {
+    case ScalarType::Float: return {tensor->data_ptr(), Dtype::f32};
+    case ScalarType::Double: return {tensor->data_ptr(), Dtype::f64};
+    case ScalarType::BFloat16: return {tensor->data_ptr(), Dtype::bf16};
+    case ScalarType::Half: return {tensor->data_ptr(), Dtype::f16};
+    default: STD_TORCH_CHECK(false, "a parameter has an unexpected dtype");
+  }
+}
+
+// Contiguous parameters; the tensors live as long as their kernels run.
+struct ScoreMlpTensors {
+  Tensor x;
+  OptionalTensor w1, b1, w2, b2, norm_weight, norm_bias, mask;
+
+  static OptionalTensor contiguous(const OptionalTensor& t) {
+    return t ? OptionalTensor(torch::stable::contiguous(*t)) : t;
+  }
+
+  ScoreMlpTensors(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                  const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask)
+      : x(with_dense_rows(x)), w1(contiguous(w1)), b1(contiguous(b1)), w2(contiguous(w2)), b2(contiguous(b2)),
+        norm_weight(contiguous(norm_weight)), norm_bias(contiguous(norm_bias)), mask(mask) {}
+
+  ScoreMlpParams params(double eps, bool tanh) const {
+    ScoreMlpParams p{};
+    p.batch = x.size(0), p.tokens = x.size(1), p.width = x.size(2), p.hidden = w1->size(0), p.outputs = w2->size(0);
+    check_shape(w1, {p.hidden, p.width}, "w1");
+    check_shape(b1, {p.hidden}, "b1");
+    check_shape(w2, {p.outputs, p.hidden}, "w2");
+    check_shape(b2, {p.outputs}, "b2");
+    check_shape(norm_weight, {p.width}, "norm_weight");
+    check_shape(norm_bias, {p.width}, "norm_bias");
+    p.x = x.data_ptr(), p.x_image = x.stride(0), p.x_token = x.stride(1);
+    if (mask) {
+      check_shape(mask, {p.batch, p.tokens}, "mask");
+      check_dtype(*mask, ScalarType::Bool, "mask");
+      p.mask = static_cast<const uint8_t*>(mask->data_ptr());
+      p.mask_image = mask->stride(0), p.mask_token = mask->stride(1);
+    }
+    p.w1 = parameter(w1), p.b1 = parameter(b1), p.w2 = parameter(w2), p.b2 = parameter(b2);
+    p.norm_weight = parameter(norm_weight), p.norm_bias = parameter(norm_bias);
+    if (x.scalar_type() == ScalarType::Double) check_dtype(*w1, ScalarType::Double, "w1");
+    p.eps = eps, p.tanh = tanh;
+    return p;
+  }
+
+  ScalarType statistic() const { return accumulate_type(x.scalar_type()); }
+};
+
+// Parameter gradients, allocated and entered into the parameters; those of absent parameters are empty.
+struct ScoreMlpGradients {
+  Tensor w1, b1, w2, b2, norm_weight, norm_bias;
+
+  ScoreMlpGradients(const ScoreMlpTensors& t, ScoreMlpParams& p)
+      : w1(empty(t.x, {p.hidden, p.width}, t.statistic())), b1(vector(t, t.b1, p.hidden)),
+        w2(empty(t.x, {p.outputs, p.hidden}, t.statistic())), b2(vector(t, t.b2, p.outputs)),
+        norm_weight(vector(t, t.norm_weight, p.width)), norm_bias(vector(t, t.norm_bias, p.width)) {
+    p.dw1 = w1.data_ptr(), p.dw2 = w2.data_ptr();
+    p.db1 = t.b1 ? b1.data_ptr() : nullptr, p.db2 = t.b2 ? b2.data_ptr() : nullptr;
+    p.dnorm_weight = t.norm_weight ? norm_weight.data_ptr() : nullptr;
+    p.dnorm_bias = t.norm_bias ? norm_bias.data_ptr() : nullptr;
+  }
+
+  static Tensor vector(const ScoreMlpTensors& t, const OptionalTensor& parameter, int64_t size) {
+    return empty(t.x, {parameter ? size : 0}, t.statistic());
+  }
+};
+
+}  // namespace jair

@@ -1,0 +1,249 @@
+// fused_tokenlearner, forward and backward. Included once per instruction set.
+#include "cpu/vec.h"
+#include "cpu/gemm.h"
+#include "cpu/pool.h"
+#include "cpu/vector_engine.h"
+#if defined(JAIR_AMX)
+#include "cpu/amx_engine.h"
+#endif
+#include "cpu/score_mlp.h"
+
+namespace jair {
+namespace JAIR_ISA {
+
+// What the backward keeps of a segment's tokens between its two passes, row by row; delta is [kp].
+template <typename C>
+struct Kept {
+  C *centred, *p, *dp, *delta;
+  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + kp; }
+  Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
+      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp) {}
+};
+
+template <typename T>
+class TokenLearner {
+  using E = Engine<T>;
+  using C = compute_t<T>;
+
+ public:
+  TokenLearner(const TokenLearnerParams& p, C* sums)
+      : p_(p), k_(p.mlp.outputs), kp_(E::pad_count(k_)), hp_(E::pad_count(p.mlp.hidden)), dp_(E::pad_width(p.mlp.width)),
+        mlp_(p.mlp, *static_cast<const ScoreMlpWeights<T>*>(p.weights), frame_, sums) {
+    if (!sums) {
+      state_ = frame_.take<C>(PoolState<C>::size(k_, dp_));
+      weights_ = frame_.take<C>(mlp_.block * kp_);
+      return;
+    }
+    dy_ = frame_.take<C>(k_ * dp_), dy_sum_ = frame_.take<C>(kp_), lse_ = frame_.take<C>(kp_);
+    dy_columns_ = mlp_.engine.make_columns(frame_, p.mlp.width, k_);
+    dy_spread_ = mlp_.engine.make_spread(frame_, p.mlp.width, k_);
+  }
+
+  void forward(const Segment& s) {
+    const int64_t size = PoolState<C>::size(k_, dp_);
+    PoolState<C> state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * size, k_);
+    state.clear(k_, dp_);
+    for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
+      const int64_t rows = std::min(mlp_.block, s.end - n);
+      for (int64_t i = 0; i < rows; i += E::kStrip) {
+        const int64_t count = std::min(E::kStrip, rows - i);
+        mlp_.load_rows(s.image, n + i, i, count);
+        mlp_.scores(i, count, weights_ + i * kp_, nullptr);
+      }
+      softmax_weights(state, weights_, rows, mlp_.keep(s.image, n), p_.mlp.mask_token, k_, dp_);
+      mlp_.engine.gather(mlp_.rows, rows, weights_, kp_, k_, state.acc);
+      add_shift(state, rows);
+    }
+    if (s.partial < 0) finish(s.image, state);
+  }
+
+  void finish(int64_t image, PoolState<C>& state) {
+    finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, C(1));
+    T* y = static_cast<T*>(p_.y) + image * k_ * p_.mlp.width;
+    for (int64_t k = 0; k < k_; ++k) {
+      E::order(state.acc + k * dp_, dp_);
+      convert_row_back(state.acc + k * dp_, y + k * p_.mlp.width, p_.mlp.width);
+    }
+  }
+
+  // dP = x dY^T, dS = P (dP - delta), delta = sum_n P dP, dx = P dY + the score MLP's. delta is summed from the very
+  // P and dP that it is subtracted from: y . dy has the rounding of y in it, the same for all tokens of an image, and
+  // such errors add up in the weight gradients.
+  void backward(const Segment& s) {
+    Scratch::Frame frame;
+    const int64_t tokens = s.end - s.begin;
+    Kept<C> kept(frame.take<C>(Kept<C>::size(tokens, hp_, kp_)), tokens, hp_, kp_);
+    backward_weights(s, kept);
+    backward_gradients(s, kept);
+  }
+
+  // First pass: P, dP, h - e and this segment's part of delta.
+  void backward_weights(const Segment& s, Kept<C>& kept) {
+    load_dy(s.image);
+    zero(kept.delta, kp_);
+    for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
+      const int64_t rows = std::min(mlp_.block, s.end - n);
+      for (int64_t i = 0; i < rows; i += E::kStrip) {
+        const int64_t count = std::min(E::kStrip, rows - i), at = n - s.begin + i;
+        mlp_.load_rows(s.image, n + i, i, count);
+        mlp_.scores(i, count, kept.p + at * kp_, kept.centred + at * hp_);
+        mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_);
+        weights_from_lse(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_, kept.delta);
+      }
+      loaded_ = n;
+    }
+  }
+
+  // Second pass, with the whole image's delta.
+  void backward_gradients(const Segment& s, const Kept<C>& kept) {
+    load_dy(s.image);
+    for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
+      const int64_t rows = std::min(mlp_.block, s.end - n);
+      if (loaded_ != n) mlp_.load_rows(s.image, n, 0, rows);
+      for (int64_t i = 0; i < rows; i += E::kStrip) {
+        const int64_t count = std::min(E::kStrip, rows - i), at = n - s.begin + i;
+        C *p = kept.p + at * kp_, *ds = kept.dp + at * kp_;
+        for (int64_t j = 0; j < count * kp_; j += kp_) {
+          for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+            store(ds + j + k, load(p + j + k) * (load(ds + j + k) - load(kept.delta + k)));
+          }
+        }
+        mlp_.backward(i, count, ds, kept.centred + at * hp_);
+        T* dx = static_cast<T*>(p_.dx) + (s.image * p_.mlp.tokens + n + i) * p_.mlp.width;
+        mlp_.dx(i, count, {p, kp_, &dy_spread_}, dx);
+      }
+      mlp_.end_block(rows);
+      loaded_ = -1;
+    }
+  }
+
+ private:
+  // The engine pooled x - shift.
+  void add_shift(PoolState<C>& state, int64_t rows) {
+    const C* shift = mlp_.rows.shift;
+    bool any = false;
+    for (int64_t n = 0; n < rows; ++n) any = any || shift[n] != C(0);
+    if (!any) return;
+    for (int64_t k = 0; k < k_; ++k) {
+      C total = 0;
+      for (int64_t n = 0; n < rows; ++n) total += E::rounded_weight(weights_[n * kp_ + k]) * shift[n];
+      C* row = state.acc + k * dp_;
+      for (int64_t d = 0; d < dp_; d += kLanes<C>) store(row + d, load(row + d) + total);
+    }
+  }
+
+  void load_dy(int64_t image) {
+    if (image == image_) return;
+    image_ = image, loaded_ = -1;
+    const int64_t width = p_.mlp.width;
+    const T* dy = static_cast<const T*>(p_.dy) + image * k_ * width;
+    zero(dy_sum_, kp_), zero(lse_, kp_);
+    for (int64_t k = 0; k < k_; ++k) {
+      C* row = dy_ + k * dp_;
+      zero(row + padded<C>(width), dp_ - padded<C>(width));
+      convert_row(dy + k * width, row, width);
+      Vec<C> total{};
+      for (int64_t d = 0; d < dp_; d += kLanes<C>) total += load(row + d);
+      dy_sum_[k] = sum<C>(total);
+    }
+    std::memcpy(lse_, static_cast<const C*>(p_.lse) + image * k_, k_ * sizeof(C));
+    E::set_columns(dy_columns_, dy_, k_);
+    E::set_spread(dy_spread_, dy_, k_);
+  }
+
+  // Scores become P = exp(s - lse), 0 where masked; dP gets what the shift left out; delta += sum of P dP.
+  void weights_from_lse(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp, C* delta) {
+    for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+      const Vec<C> lse = load(lse_ + k), dy_sum = load(dy_sum_ + k);
+      Vec<C> total = load(delta + k);
+      for (int64_t n = 0; n < count; ++n) {
+        const bool kept = !mask || mask[n * p_.mlp.mask_token];
+        const int64_t i = n * kp_ + k;
+        const Vec<C> weight = kept ? exp(load(p + i) - lse) : Vec<C>{};
+        const Vec<C> dweight = load(dp + i) + mlp_.rows.shift[first + n] * dy_sum;
+        store(p + i, weight);
+        store(dp + i, dweight);
+        total += weight * dweight;
+      }
+      store(delta + k, total);
+    }
+  }
+
+  Scratch::Frame frame_;
+  const TokenLearnerParams& p_;
+  const int64_t k_, kp_, hp_, dp_;
+  ScoreMlp<T> mlp_;
+  int64_t image_ = -1, loaded_ = -1;  // the image that dy_ holds; the first token of the block that the rows hold
+  C *weights_ = nullptr, *state_ = nullptr, *dy_ = nullptr, *dy_sum_ = nullptr, *lse_ = nullptr;
+  typename E::Columns dy_columns_;
+  typename E::Spread dy_spread_;
+};
+
+template <typename T>
+void tokenlearner_forward(TokenLearnerParams p) {
+  using C = compute_t<T>;
+  using E = Engine<T>;
+  const int64_t dp = E::pad_width(p.mlp.width), size = PoolState<C>::size(p.mlp.outputs, dp);
+  Scratch::Frame frame;
+  const ScoreMlpWeights<T> weights(p.mlp, frame, false);
+  C* partials = frame.take<C>(p.plan->partials() * size);
+  p.weights = &weights, p.partials = partials;
+  parallel(p.plan->threads(), [&](int64_t thread) {
+    TokenLearner<T> kernel(p, nullptr);
+    for (const Segment& s : p.plan->of(thread)) kernel.forward(s);
+  });
+  merge_partials(*p.plan, partials, size, p.mlp.outputs, dp,
+                 [&](int64_t image, PoolState<C>& state) { TokenLearner<T>(p, nullptr).finish(image, state); });
+}
+
+// Every segment of an image gets the sum of its segments' deltas.
+template <typename C>
+inline void join_deltas(const std::vector<Segment>& split, std::vector<Kept<C>>& kept, int64_t kp) {
+  for (size_t i = 0; i < split.size();) {
+    size_t j = i + 1;
+    for (; j < split.size() && split[j].image == split[i].image; ++j) {
+      for (int64_t k = 0; k < kp; ++k) kept[i].delta[k] += kept[j].delta[k];
+    }
+    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, kp * sizeof(C));
+    i = j;
+  }
+}
+
+template <typename T>
+void tokenlearner_backward(TokenLearnerParams p) {
+  using C = compute_t<T>;
+  using E = Engine<T>;
+  const int64_t hp = E::pad_count(p.mlp.hidden), kp = E::pad_count(p.mlp.outputs), threads = p.plan->threads();
+  Scratch::Frame frame;
+  const ScoreMlpWeights<T> weights(p.mlp, frame, true);
+  p.weights = &weights;
+  const std::vector<Segment> split = p.plan->split();
+  std::vector<Kept<C>> kept;
+  for (const Segment& s : split) {
+    const int64_t tokens = s.end - s.begin;
+    kept.emplace_back(frame.take<C>(Kept<C>::size(tokens, hp, kp)), tokens, hp, kp);
+  }
+  GradientSums<T> sums(p.mlp, threads, frame);
+  if (!split.empty()) {
+    parallel(threads, [&](int64_t thread) {
+      TokenLearner<T> kernel(p, sums.of(thread));
+      for (const Segment& s : p.plan->of(thread)) {
+        if (s.partial >= 0) kernel.backward_weights(s, kept[s.partial]);
+      }
+    });
+    join_deltas(split, kept, kp);
+  }
+  parallel(threads, [&](int64_t thread) {
+    TokenLearner<T> kernel(p, sums.of(thread));
+    sums.clear(thread);
+    for (const Segment& s : p.plan->of(thread)) {
+      s.partial < 0 ? kernel.backward(s) : kernel.backward_gradients(s, kept[s.partial]);
+    }
+  });
+  sums.finish(p.mlp);
+  // b2 moves all scores of an output alike, and a softmax over tokens does not see that.
+  if (p.mlp.db2) std::memset(p.mlp.db2, 0, p.mlp.outputs * sizeof(C));
+}
+
+}  // namespace JAIR_ISA
+}  // namespace jair

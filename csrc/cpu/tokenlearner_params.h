@@ -1,0 +1,20 @@
+#pragma once
+
+#include "cpu/score_mlp_params.h"
+#include "cpu/segments.h"
+
+namespace jair {
+
+struct TokenLearnerParams {
+  ScoreMlpParams mlp;
+  void* y;         // [B,K,D]
+  void* lse;       // [B,K]
+  const void* dy;  // [B,K,D]
+  void* dx;        // [B,N,D]
+  void* partials;  // forward: a pooling state for each partial segment of the plan
+  void* sums;      // backward: parameter sums of each thread
+  const void* weights;
+  const Plan* plan;
+};
+
+}  // namespace jair

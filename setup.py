@@ -42,7 +42,7 @@ def extension() -> cpp_extension.CppExtension:
     headers = sorted(p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cuh"))
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers)).hexdigest()[:16]
     common = [STABLE_ABI, f"-DJAIR_HEADERS={digest}"]
-    warnings = ["-Wall", "-Wno-psabi", "-Wno-maybe-uninitialized"]  # the latter: false, from immintrin.h
+    warnings = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # false ones, immintrin.h
     flags = {"cxx": [*common, "-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", *warnings]}
     libraries, library_dirs = [], []
     if cuda:

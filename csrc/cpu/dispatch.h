@@ -1,6 +1,8 @@
 // From a tensor's dtype and the active instruction set to one instance of a kernel.
 #pragma once
 
+#include <type_traits>
+
 #include "checks.h"
 #include "cpu/isa.h"
 
@@ -20,13 +22,21 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
 
 }  // namespace jair
 
-// The function template `name`<T> of the active instruction set, called with the arguments. Tiles multiply bfloat16
-// alone: for other types, and for kernels without tiles, amx means avx512.
+// Calls the function template `name`<T> of the active instruction set. JAIR_CALL_TILES is for kernels that also have
+// tiles, which multiply bfloat16 alone: for other types, and for other kernels, amx means avx512.
 #if defined(__x86_64__)
 #define JAIR_CALL_ISA(name, T, ...)                                                       \
   (::jair::active_isa() == ::jair::Isa::portable ? ::jair::portable::name<T>(__VA_ARGS__) \
    : ::jair::active_isa() == ::jair::Isa::avx2   ? ::jair::avx2::name<T>(__VA_ARGS__)     \
                                                  : ::jair::avx512::name<T>(__VA_ARGS__))
+#define JAIR_CALL_TILES(name, T, ...)                                                             \
+  do {                                                                                            \
+    if constexpr (std::is_same<T, ::jair::bf16>::value) {                                         \
+      if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__);     \
+    }                                                                                             \
+    JAIR_CALL_ISA(name, T, __VA_ARGS__);                                                          \
+  } while (false)
 #else
 #define JAIR_CALL_ISA(name, T, ...) ::jair::portable::name<T>(__VA_ARGS__)
+#define JAIR_CALL_TILES JAIR_CALL_ISA
 #endif

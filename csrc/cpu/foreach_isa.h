@@ -1,6 +1,7 @@
 // Includes JAIR_KERNEL (a header in quotes) once per instruction set, each time in its own namespace:
 //   JAIR_ISA     the namespace and the name of the instruction set
 //   JAIR_VECTOR  bytes in a vector
+//   JAIR_AMX     defined where there are tile registers
 // One source thus serves every processor, in one library, without flags of its own. Standard headers must be
 // included before, or their inline functions would be compiled for the widest processor.
 // No include guard: every op includes it.
@@ -36,6 +37,17 @@ JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vecto
 #include JAIR_KERNEL
 #undef JAIR_ISA
 #undef JAIR_VECTOR
+JAIR_TARGET_END
+
+// Vectors as in avx512, bfloat16 products on tiles.
+JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+#define JAIR_ISA amx
+#define JAIR_VECTOR 64
+#define JAIR_AMX
+#include JAIR_KERNEL
+#undef JAIR_ISA
+#undef JAIR_VECTOR
+#undef JAIR_AMX
 JAIR_TARGET_END
 
 #undef JAIR_TARGET_BEGIN

@@ -147,5 +147,39 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
   }
 }
 
+// What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e of
+// the score MLP where there is one (hp > 0); delta is [kp].
+template <typename C>
+struct Kept {
+  C *centred, *p, *dp, *delta;
+  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + kp; }
+  Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
+      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp) {}
+};
+
+// Room for the segments of split images.
+template <typename C>
+inline std::vector<Kept<C>> keep_split(const Plan& plan, Scratch::Frame& frame, int64_t hp, int64_t kp) {
+  std::vector<Kept<C>> kept;
+  for (const Segment& s : plan.split()) {
+    const int64_t tokens = s.end - s.begin;
+    kept.emplace_back(frame.take<C>(Kept<C>::size(tokens, hp, kp)), tokens, hp, kp);
+  }
+  return kept;
+}
+
+// Every segment of an image gets the sum of its segments' deltas.
+template <typename C>
+inline void join_deltas(const std::vector<Segment>& split, std::vector<Kept<C>>& kept, int64_t kp) {
+  for (size_t i = 0; i < split.size();) {
+    size_t j = i + 1;
+    for (; j < split.size() && split[j].image == split[i].image; ++j) {
+      for (int64_t k = 0; k < kp; ++k) kept[i].delta[k] += kept[j].delta[k];
+    }
+    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, kp * sizeof(C));
+    i = j;
+  }
+}
+
 }  // namespace JAIR_ISA
 }  // namespace jair

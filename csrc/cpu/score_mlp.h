@@ -84,7 +84,7 @@ struct ScoreMlpWeights {
     transpose(w2, hp, p.outputs, hp, w2t, kp);
     if (!backward) return;
     wg_spread = engine.make_spread(frame, p.width, p.hidden);
-    E::set_spread(wg_spread, rows, p.hidden);
+    E::set_spread(wg_spread, rows);
   }
 };
 

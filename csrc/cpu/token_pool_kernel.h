@@ -47,21 +47,44 @@ class TokenPool {
     for (int64_t k = 0; k < p_.outputs; ++k) convert_row_back(state.acc + k * dp_, y + k * p_.width, p_.width);
   }
 
-  // dP = x dY^T;  softmax: dS = p (dP - delta), delta = sum_n p dP = y . dy;  sigmoid: dS = dP p (1 - p);  dx = P dY.
+  // dP = x dY^T;  softmax: dS = P (dP - delta), delta = sum_n P dP;  sigmoid: dS = dP P (1 - P);  dx = P dY.
+  // delta is summed from the very P and dP that it is subtracted from, see TokenLearner.
   void backward(const Segment& s) {
+    Scratch::Frame frame;
+    const int64_t tokens = s.end - s.begin;
+    Kept<C> kept(frame.take<C>(Kept<C>::size(tokens, 0, kp_)), tokens, 0, kp_);
+    backward_weights(s, kept);
+    backward_scores(s, kept);
+  }
+
+  // First pass: P, dP, dx and this segment's part of delta.
+  void backward_weights(const Segment& s, Kept<C>& kept) {
     load_dy(s.image);
-    // Where one block holds the image, delta is summed from the very p and dP that it is subtracted from: exact
-    // for a single token.
-    const bool whole = s.begin == 0 && s.end == p_.tokens && p_.tokens <= kPoolBlock;
-    if (!p_.sigmoid && !whole) delta_from_y(s.image);
+    zero(kept.delta, kp_);
     for (int64_t n = s.begin; n < s.end; n += kPoolBlock) {
-      const int64_t rows = std::min(kPoolBlock, s.end - n);
+      const int64_t rows = std::min(kPoolBlock, s.end - n), at = (n - s.begin) * kp_;
       const C* x = load_block(s.image, n, rows);
-      gemm<C>(rows, kp_, p_.width, {x, ldx_, 1}, dyt_, kp_, dweights_, kp_, false, nullptr);
-      weights_from_lse(s.image, n, rows);
-      if (!p_.sigmoid && whole) delta_from_block(rows);
-      store_dx(s.image, n, rows);
-      store_dscores(s.image, n, rows);
+      C *p = kept.p + at, *dp = kept.dp + at;
+      gemm<C>(rows, kp_, p_.width, {x, ldx_, 1}, dyt_, kp_, dp, kp_, false, nullptr);
+      weights_from_lse(s.image, n, rows, p);
+      for (int64_t i = 0; i < rows * kp_; i += kp_) {
+        for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+          store(kept.delta + k, load(kept.delta + k) + load(p + i + k) * load(dp + i + k));
+        }
+      }
+      store_dx(s.image, n, rows, p);
+    }
+  }
+
+  // Second pass, with the whole image's delta.
+  void backward_scores(const Segment& s, const Kept<C>& kept) {
+    T* dscores = static_cast<T*>(p_.dscores) + (s.image * p_.tokens + s.begin) * p_.outputs;
+    for (int64_t n = 0; n < s.end - s.begin; ++n) {
+      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+        const Vec<C> p = load(kept.p + n * kp_ + k), dp = load(kept.dp + n * kp_ + k);
+        store(kept.dp + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(kept.delta + k)));
+      }
+      convert_row_back(kept.dp + n * kp_, dscores + n * p_.outputs, p_.outputs);
     }
   }
 
@@ -97,80 +120,44 @@ class TokenPool {
   }
 
   void load_dy(int64_t image) {
-    if (!dy_) {
-      dy_ = frame_.take<C>(p_.outputs * dp_);
-      dyt_ = frame_.take<C>(p_.width * kp_);
-      dweights_ = frame_.take<C>(kPoolBlock * kp_);
-      out_ = frame_.take<C>(kPoolBlock * dp_);
-      delta_ = frame_.take<C>(kp_);
-    }
+    if (!dy_) dy_ = frame_.take<C>(p_.outputs * dp_), dyt_ = frame_.take<C>(dp_ * kp_), out_ = frame_.take<C>(kPoolBlock * dp_);
     const T* dy = static_cast<const T*>(p_.dy) + image * p_.outputs * p_.width;
     const C factor = p_.mean ? C(1) / kept(image) : C(1);
-    zero(dyt_, p_.width * kp_);
-    zero(delta_, kp_);
     for (int64_t k = 0; k < p_.outputs; ++k) {
       C* row = dy_ + k * dp_;
       convert_row(dy + k * p_.width, row, p_.width);
       for (int64_t d = 0; d < dp_; d += kLanes<C>) store(row + d, load(row + d) * factor);
-      for (int64_t d = 0; d < p_.width; ++d) dyt_[d * kp_ + k] = row[d];
     }
+    zero(dyt_, dp_ * kp_);
+    transpose(dy_, dp_, p_.outputs, dp_, dyt_, kp_);
   }
 
-  void delta_from_y(int64_t image) {
-    const T* y = static_cast<const T*>(p_.y) + image * p_.outputs * p_.width;
-    const C factor = p_.mean ? kept(image) : C(1);  // dy_ and y carry one division each, delta only one
-    for (int64_t k = 0; k < p_.outputs; ++k) {
-      convert_row(y + k * p_.width, out_, p_.width);
-      Vec<C> total{};
-      for (int64_t d = 0; d < dp_; d += kLanes<C>) total += load(out_ + d) * load(dy_ + k * dp_ + d);
-      delta_[k] = sum<C>(total) * factor;
-    }
-  }
-
-  void delta_from_block(int64_t rows) {
-    for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-      Vec<C> total{};
-      for (int64_t n = 0; n < rows; ++n) total += load(weights_ + n * kp_ + k) * load(dweights_ + n * kp_ + k);
-      store(delta_ + k, total);
-    }
-  }
-
-  void weights_from_lse(int64_t image, int64_t token, int64_t rows) {
+  // Scores, as load_block left them, become weights.
+  void weights_from_lse(int64_t image, int64_t token, int64_t rows, C* out) {
     const uint8_t* mask = keep(image, token);
-    if (p_.sigmoid) return sigmoid_weights(weights_, rows, mask, p_.mask_token, p_.outputs);
-    C* lse = frame_lse_ ? frame_lse_ : (frame_lse_ = frame_.take<C>(kp_));
-    zero(lse, kp_);
-    std::memcpy(lse, static_cast<const C*>(p_.lse) + image * p_.outputs, p_.outputs * sizeof(C));
-    for (int64_t n = 0; n < rows; ++n) {
-      const bool kept = !mask || mask[n * p_.mask_token];
-      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-        store(weights_ + n * kp_ + k, kept ? exp(load(weights_ + n * kp_ + k) - load(lse + k)) : Vec<C>{});
+    std::memcpy(out, weights_, rows * kp_ * sizeof(C));
+    if (p_.sigmoid) return sigmoid_weights(out, rows, mask, p_.mask_token, p_.outputs);
+    const C* lse = static_cast<const C*>(p_.lse) + image * p_.outputs;
+    for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+      const Vec<C> shift = load_part(lse + k, std::min<int64_t>(kLanes<C>, p_.outputs - k));
+      for (int64_t n = 0; n < rows; ++n) {
+        const bool kept = !mask || mask[n * p_.mask_token];
+        store(out + n * kp_ + k, kept ? exp(load(out + n * kp_ + k) - shift) : Vec<C>{});
       }
     }
   }
 
-  void store_dx(int64_t image, int64_t token, int64_t rows) {
-    gemm<C>(rows, dp_, p_.outputs, {weights_, kp_, 1}, dy_, dp_, out_, dp_, false, nullptr);
+  void store_dx(int64_t image, int64_t token, int64_t rows, const C* weights) {
+    gemm<C>(rows, dp_, p_.outputs, {weights, kp_, 1}, dy_, dp_, out_, dp_, false, nullptr);
     T* dx = static_cast<T*>(p_.dx) + (image * p_.tokens + token) * p_.width;
     for (int64_t n = 0; n < rows; ++n) convert_row_back(out_ + n * dp_, dx + n * p_.width, p_.width);
-  }
-
-  void store_dscores(int64_t image, int64_t token, int64_t rows) {
-    T* dscores = static_cast<T*>(p_.dscores) + (image * p_.tokens + token) * p_.outputs;
-    for (int64_t n = 0; n < rows; ++n) {
-      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-        const Vec<C> p = load(weights_ + n * kp_ + k), dp = load(dweights_ + n * kp_ + k);
-        store(dweights_ + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(delta_ + k)));
-      }
-      convert_row_back(dweights_ + n * kp_, dscores + n * p_.outputs, p_.outputs);
-    }
   }
 
   const TokenPoolParams& p_;
   Scratch::Frame frame_;
   int64_t kp_, dp_, ldx_ = 0;
   C *rows_, *weights_, *pack_;
-  C *dy_ = nullptr, *dyt_ = nullptr, *dweights_ = nullptr, *out_ = nullptr, *delta_ = nullptr, *frame_lse_ = nullptr;
+  C *dy_ = nullptr, *dyt_ = nullptr, *out_ = nullptr;
 };
 
 template <typename T>
@@ -189,9 +176,19 @@ void token_pool_forward(TokenPoolParams p) {
 
 template <typename T>
 void token_pool_backward(TokenPoolParams p) {
+  using C = compute_t<T>;
+  Scratch::Frame frame;
+  std::vector<Kept<C>> kept = keep_split<C>(*p.plan, frame, 0, padded<C>(p.outputs));
   parallel(p.plan->threads(), [&](int64_t thread) {
-    for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).backward(s);
+    for (const Segment& s : p.plan->of(thread)) {
+      TokenPool<T> kernel(p);
+      s.partial < 0 ? kernel.backward(s) : kernel.backward_weights(s, kept[s.partial]);
+    }
   });
+  if (kept.empty()) return;
+  const std::vector<Segment> split = p.plan->split();
+  join_deltas(split, kept, padded<C>(p.outputs));
+  parallel(static_cast<int64_t>(split.size()), [&](int64_t i) { TokenPool<T>(p).backward_scores(split[i], kept[i]); });
 }
 
 }  // namespace JAIR_ISA

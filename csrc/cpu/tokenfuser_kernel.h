@@ -4,6 +4,7 @@
 #include "cpu/pool.h"
 #include "cpu/vector_engine.h"
 #if defined(JAIR_AMX)
+#include "cpu/amx.h"
 #include "cpu/amx_engine.h"
 #endif
 #include "cpu/score_mlp.h"
@@ -74,7 +75,7 @@ class TokenFuser {
       zero(row + padded<C>(width), dp_ - padded<C>(width));
       convert_row(tokens + k * width, row, width);
     }
-    E::set_spread(spread_, token_rows_, k_);
+    E::set_spread(spread_, token_rows_);
     if (dscores_) E::set_columns(columns_, token_rows_, k_);
   }
 

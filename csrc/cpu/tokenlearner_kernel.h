@@ -4,21 +4,13 @@
 #include "cpu/pool.h"
 #include "cpu/vector_engine.h"
 #if defined(JAIR_AMX)
+#include "cpu/amx.h"
 #include "cpu/amx_engine.h"
 #endif
 #include "cpu/score_mlp.h"
 
 namespace jair {
 namespace JAIR_ISA {
-
-// What the backward keeps of a segment's tokens between its two passes, row by row; delta is [kp].
-template <typename C>
-struct Kept {
-  C *centred, *p, *dp, *delta;
-  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + kp; }
-  Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
-      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp) {}
-};
 
 template <typename T>
 class TokenLearner {
@@ -148,7 +140,7 @@ class TokenLearner {
     }
     std::memcpy(lse_, static_cast<const C*>(p_.lse) + image * k_, k_ * sizeof(C));
     E::set_columns(dy_columns_, dy_, k_);
-    E::set_spread(dy_spread_, dy_, k_);
+    E::set_spread(dy_spread_, dy_);
   }
 
   // Scores become P = exp(s - lse), 0 where masked; dP gets what the shift left out; delta += sum of P dP.
@@ -196,19 +188,6 @@ void tokenlearner_forward(TokenLearnerParams p) {
                  [&](int64_t image, PoolState<C>& state) { TokenLearner<T>(p, nullptr).finish(image, state); });
 }
 
-// Every segment of an image gets the sum of its segments' deltas.
-template <typename C>
-inline void join_deltas(const std::vector<Segment>& split, std::vector<Kept<C>>& kept, int64_t kp) {
-  for (size_t i = 0; i < split.size();) {
-    size_t j = i + 1;
-    for (; j < split.size() && split[j].image == split[i].image; ++j) {
-      for (int64_t k = 0; k < kp; ++k) kept[i].delta[k] += kept[j].delta[k];
-    }
-    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, kp * sizeof(C));
-    i = j;
-  }
-}
-
 template <typename T>
 void tokenlearner_backward(TokenLearnerParams p) {
   using C = compute_t<T>;
@@ -217,21 +196,16 @@ void tokenlearner_backward(TokenLearnerParams p) {
   Scratch::Frame frame;
   const ScoreMlpWeights<T> weights(p.mlp, frame, true);
   p.weights = &weights;
-  const std::vector<Segment> split = p.plan->split();
-  std::vector<Kept<C>> kept;
-  for (const Segment& s : split) {
-    const int64_t tokens = s.end - s.begin;
-    kept.emplace_back(frame.take<C>(Kept<C>::size(tokens, hp, kp)), tokens, hp, kp);
-  }
+  std::vector<Kept<C>> kept = keep_split<C>(*p.plan, frame, hp, kp);
   GradientSums<T> sums(p.mlp, threads, frame);
-  if (!split.empty()) {
+  if (!kept.empty()) {
     parallel(threads, [&](int64_t thread) {
       TokenLearner<T> kernel(p, sums.of(thread));
       for (const Segment& s : p.plan->of(thread)) {
         if (s.partial >= 0) kernel.backward_weights(s, kept[s.partial]);
       }
     });
-    join_deltas(split, kept, kp);
+    join_deltas(p.plan->split(), kept, kp);
   }
   parallel(threads, [&](int64_t thread) {
     TokenLearner<T> kernel(p, sums.of(thread));

@@ -85,7 +85,7 @@ class VectorEngine {
     int64_t count;
   };
   Spread make_spread(Scratch::Frame&, int64_t, int64_t count) const { return {nullptr, count}; }
-  static void set_spread(Spread& spread, const C* rows, int64_t) { spread.data = rows; }
+  static void set_spread(Spread& spread, const C* rows) { spread.data = rows; }
 
   // --- The products
 

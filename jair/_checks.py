@@ -16,18 +16,27 @@ def whole_numbers(**values: object) -> None:
             raise ValueError(f"{name}: expected an int >= 1, got {value}")
 
 
-def tokens(x: torch.Tensor, dim: int, channels_first: bool = False) -> torch.Tensor:
+def tokens(x: torch.Tensor, weight: torch.Tensor, channels_first: bool = False) -> torch.Tensor:
     """[B,N,D], [B,H,W,D] or, with channels_first, [B,D,H,W] as [B,N,D]; a view if possible."""
     forms = "[B, D, H, W]" if channels_first else "[B, N, D] or [B, H, W, D]"
     rank = x.ndim if isinstance(x, torch.Tensor) else 4
     if rank not in ((4,) if channels_first else (3, 4)):
         raise ValueError(f"x: expected {forms}, got shape {list(x.shape)}")
-    check.main_input(
-        "x", x, "B D H W" if channels_first else "B N D" if rank == 3 else "B H W D", nonempty="N H W"
-    )
-    if x.shape[1 if channels_first else -1] != dim:
-        raise ValueError(f"x: expected {forms} with D = {dim}, got shape {list(x.shape)}")
+    dims = "B D H W" if channels_first else "B N D" if rank == 3 else "B H W D"
+    check.main_input("x", x, dims, nonempty="N H W")
+    fits_parameters("x", x, weight, axis=1 if channels_first else -1)
     return x.flatten(2).transpose(1, 2) if channels_first else x.flatten(1, -2)
+
+
+def fits_parameters(name: str, x: torch.Tensor, weight: torch.Tensor, axis: int = -1) -> None:
+    """Width, device and dtype of the LayerNorm's scale [D]; under autocast any dtype."""
+    if x.shape[axis] != weight.shape[0]:
+        raise ValueError(f"{name}: expected D = {weight.shape[0]}, got shape {list(x.shape)}")
+    if x.device != weight.device:
+        raise ValueError(f"{name}: expected device {weight.device} like the parameters, got {x.device}")
+    if x.dtype != weight.dtype and check.autocast_dtype(x) is None:
+        want, got = str(weight.dtype)[6:], str(x.dtype)[6:]
+        raise TypeError(f"{name}: expected dtype {want} like the parameters, got {got}")
 
 
 def square(x: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Parameters of other TokenLearner implementations, renamed and transposed into state dicts of `jair`.
 
-Pure functions from the foreign parameters to tensors under our names, in PyTorch's layout. A key that is missing
-or not expected, and a shape that does not fit the others, is a ValueError that names it. In the tables the axes
-have letters: D width, H hidden width, K tokens.
+Pure functions from the foreign parameters to tensors under our names, in PyTorch's layout. A key that is
+missing or not expected, and a shape that does not fit the others, is a ValueError that names it. In the
+tables the axes have letters: D width, H hidden width, K tokens.
 
 Several popular PyTorch ports compute something else (a ``view`` in place of a transpose, a GroupNorm over
 channels and positions together); their parameters have no equivalent here and are not converted.
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 State = dict[str, torch.Tensor]
-# A foreign key, our key, the axes of the foreign array. A size comes from the first entry that has its letter,
-# so vectors, which nobody transposes by mistake, stand before matrices.
+# A foreign key, our key, the axes of the foreign array. A size comes from the first entry that has its
+# letter, so vectors, which nobody transposes by mistake, stand before matrices.
 Layout = tuple[tuple[str, str, str], ...]
 
 FLAX_TOKEN_LEARNER: Layout = (
@@ -65,12 +65,12 @@ OPEN_X: Layout = (
 
 
 def flax_token_learner(params: Mapping[str, Any]) -> State:
-    """scenic's TokenLearnerModuleV11: ``LayerNorm_0``, ``token_masking/Dense_{0,1}``; kernels are [in, out]."""
+    """scenic's TokenLearnerModuleV11: ``LayerNorm_0``, ``token_masking/Dense_{0,1}``, [in, out]."""
     return _read(_flatten(params), FLAX_TOKEN_LEARNER, "params")
 
 
 def flax_token_learner_v1(params: Mapping[str, Any]) -> State:
-    """scenic's TokenLearnerModule: ``LayerNorm_0``, ``Conv_{0..3}``; kernels are [3, 3, in, out]."""
+    """scenic's TokenLearnerModule: ``LayerNorm_0``, ``Conv_{0..3}``, [3, 3, in, out]."""
     return _read(_flatten(params), FLAX_TOKEN_LEARNER_V1, "params")
 
 
@@ -122,11 +122,13 @@ def _read(source: Mapping[str, Any], layout: Layout, argument: str) -> State:
 
 def _tensor(key: str, value: object) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
+        if not value.is_floating_point():
+            raise ValueError(f"{key}: expected a floating-point tensor, got {str(value.dtype)[6:]}")
         return value.detach()
-    array = np.asarray(value)
+    array = np.array(value)  # a copy: torch warns of the read-only memory that JAX hands out
     if array.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"{key}: expected a float16, float32 or float64 array, got {array.dtype}")
-    return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy, in memory torch can read
+    return torch.from_numpy(array)
 
 
 def _match(key: str, shape: torch.Size, axes: list[str], known: dict[str, int]) -> None:
@@ -141,7 +143,7 @@ def _match(key: str, shape: torch.Size, axes: list[str], known: dict[str, int]) 
 
 def _to_torch_layout(value: torch.Tensor, key: str) -> torch.Tensor:
     if key.endswith("/kernel"):  # flax keeps [..., in, out], torch [out, in, ...]
-        return value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2))
+        return value.permute(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2)).contiguous()
     return value.flatten(1) if value.ndim == 4 else value  # a 1x1 convolution is a linear map of the channels
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jair import convert
-from jair._checks import square, whole_numbers
+from jair._checks import fits_parameters, square, whole_numbers
 from jair._checks import tokens as as_tokens
 from jair_kernels import _checks as check
 from jair_kernels import fused_token_pool, fused_tokenfuser, fused_tokenlearner
@@ -93,7 +93,7 @@ class TokenLearner(_Configured):
         Raises:
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
-        tokens = as_tokens(x, self.dim, self.channels_first)
+        tokens = as_tokens(x, self.norm.weight, self.channels_first)
         if isinstance(mask, torch.Tensor) and mask.ndim == 3:
             grid = x.shape[2:] if self.channels_first else x.shape[1:-1]
             if mask.shape[1:] == grid:  # else the operation refuses it by name
@@ -185,19 +185,19 @@ class TokenLearnerV1(_Configured):
         Raises:
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
-        tokens = as_tokens(x, self.dim)
+        tokens = as_tokens(x, self.norm.weight)
         grid = self.norm(x if x.ndim == 4 else square(x)).movedim(-1, 1)
         *hidden, last = self.convs
         for conv in hidden:
             grid = F.gelu(conv(grid), approximate="tanh")
         scores = last(grid).flatten(2).transpose(1, 2)
-        return fused_token_pool(
-            tokens, scores, weighting="sigmoid", reduction="sum" if self.sum_pooling else "mean"
-        )
+        reduction = "sum" if self.sum_pooling else "mean"
+        return fused_token_pool(tokens, scores, weighting="sigmoid", reduction=reduction)
 
     @classmethod
     def from_flax(cls, params: Mapping[str, Any], sum_pooling: bool = True) -> Self:
         """From the parameters of scenic's TokenLearnerModule, a nested dict of arrays.
+
         Errors as in `TokenLearner.from_flax`.
         """
         return cls._from_state(convert.flax_token_learner_v1(params), sum_pooling=sum_pooling)
@@ -209,9 +209,9 @@ class TokenFuser(_Configured):
         t = norm_mixed(mix(norm_tokens(tokens)))        (mix runs over the K tokens, for each channel alike)
         y[b,n] = sum_k sigmoid(fc2(gelu(fc1(norm(original)))))[b,n,k] t[b,k]
 
-    with the tanh GELU. The caller adds the residual: ``x = x + fuser(tokens, x)``. The second line is one call
-    of `jair_kernels.fused_tokenfuser`, which reads the parameters of `norm`, `fc1` and `fc2`; hooks on these
-    three do not run.
+    with the tanh GELU. The caller adds the residual: ``x = x + fuser(tokens, x)``. The second line is one
+    call of `jair_kernels.fused_tokenfuser`, which reads the parameters of `norm`, `fc1` and `fc2`; hooks on
+    these three do not run.
 
     Args:
         dim: width D. num_tokens: K. bottleneck_dim: hidden width H of the MLP.
@@ -260,13 +260,10 @@ class TokenFuser(_Configured):
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
         check.main_input("original", original, "B N D")
-        check.main_input("tokens", tokens, "B K D", nonempty="")
-        for name, value in (("original", original), ("tokens", tokens)):
-            if value.shape[2] != self.dim:
-                raise ValueError(f"{name}: expected D = {self.dim}, got shape {list(value.shape)}")
-        if tokens.shape[:2] != (original.shape[0], self.num_tokens):
-            want = [int(original.shape[0]), self.num_tokens, self.dim]
-            raise ValueError(f"tokens: expected shape [B, K, D] = {want}, got {list(tokens.shape)}")
+        fits_parameters("original", original, self.norm.weight)
+        sizes = (original.shape[0], self.num_tokens, self.dim)
+        autocast = check.autocast_dtype(original) is not None
+        check.operand("tokens", tokens, "B K D", sizes, original, mixed=autocast)
         mixed = self.mix(self.norm_tokens(tokens).transpose(1, 2)).transpose(1, 2)
         return fused_tokenfuser(
             original,
@@ -280,6 +277,7 @@ class TokenFuser(_Configured):
     @classmethod
     def from_flax(cls, params: Mapping[str, Any]) -> Self:
         """From the parameters of scenic's TokenFuser, a nested dict of arrays.
+
         Errors as in `TokenLearner.from_flax`.
         """
         return cls._from_state(convert.flax_token_fuser(params))

@@ -1,8 +1,8 @@
 """A small ViT with a TokenLearner in the middle, in plain PyTorch and fused: the same numbers, less memory.
 
 Two blocks run on the 196 patches of a 224 x 224 photograph, the TokenLearner makes 8 tokens of them, two more
-blocks run on those. Run it with ``python examples/vit_token_learner.py``; the photographs are scikit-learn's and
-need Pillow to be read.
+blocks run on those. Run it with ``python examples/vit_token_learner.py``. The photographs are scikit-learn's;
+reading them needs Pillow.
 """
 
 from __future__ import annotations

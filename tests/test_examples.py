@@ -42,7 +42,7 @@ def test_vit_is_equal_in_float64() -> None:
 def test_photographs_are_cut_into_patches_row_by_row() -> None:
     example = load("vit_token_learner")
     patches = example.photographs()
-    image = torch.from_numpy(example.load_sample_images().images[1])
+    image = torch.tensor(example.load_sample_images().images[1])
     corner = image[200 + 3 * 16 : 200 + 4 * 16, 400 + 5 * 16 : 400 + 6 * 16].float() / 255
     assert patches.shape == (8, 196, 768)
     assert torch.equal(patches[7, 3 * 14 + 5], corner.flatten())

@@ -1,0 +1,48 @@
+"""Argument checks of the modules, beside those of the operations: "<argument>: expected ..., got ..."."""
+
+from __future__ import annotations
+
+import torch
+
+from jair_kernels import _checks as check
+
+
+def whole_numbers(**values: object) -> None:
+    """Sizes: each an int of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{name}: expected an int >= 1, got {value}")
+
+
+def tokens(x: torch.Tensor, weight: torch.Tensor, channels_first: bool = False) -> torch.Tensor:
+    """[B,N,D], [B,H,W,D] or, with channels_first, [B,D,H,W] as [B,N,D]; a view if possible."""
+    forms = "[B, D, H, W]" if channels_first else "[B, N, D] or [B, H, W, D]"
+    rank = x.ndim if isinstance(x, torch.Tensor) else 4
+    if rank not in ((4,) if channels_first else (3, 4)):
+        raise ValueError(f"x: expected {forms}, got shape {list(x.shape)}")
+    dims = "B D H W" if channels_first else "B N D" if rank == 3 else "B H W D"
+    check.main_input("x", x, dims, nonempty="N H W")
+    fits_parameters("x", x, weight, axis=1 if channels_first else -1)
+    return x.flatten(2).transpose(1, 2) if channels_first else x.flatten(1, -2)
+
+
+def fits_parameters(name: str, x: torch.Tensor, weight: torch.Tensor, axis: int = -1) -> None:
+    """Width, device and dtype of the LayerNorm's scale [D]; under autocast any dtype."""
+    if x.shape[axis] != weight.shape[0]:
+        raise ValueError(f"{name}: expected D = {weight.shape[0]}, got shape {list(x.shape)}")
+    if x.device != weight.device:
+        raise ValueError(f"{name}: expected device {weight.device} like the parameters, got {x.device}")
+    if x.dtype != weight.dtype and check.autocast_dtype(x) is None:
+        want, got = str(weight.dtype)[6:], str(x.dtype)[6:]
+        raise TypeError(f"{name}: expected dtype {want} like the parameters, got {got}")
+
+
+def square(x: torch.Tensor) -> torch.Tensor:
+    """[B,N,D] as the grid [B,H,H,D]."""
+    batch, n, dim = x.shape
+    side = int(n**0.5 + 0.5)  # math.isqrt stops torch.compile, and this is exact below 2^51
+    if side * side != n:
+        raise ValueError(f"x: expected [B, H, W, D], or [B, N, D] with N a square, got shape {list(x.shape)}")
+    return x.reshape(batch, side, side, dim)

@@ -1,1 +1,1 @@
-"""Benchmarks: every speed and memory claim of the project is a row here (``pytest benchmarks/ --benchmark-only``)."""
+"""Every speed and memory claim of the project is a row here: ``pytest benchmarks/ --benchmark-only``."""

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _copy_rate(device: str) -> float:
     for mib in sizes:
         source = torch.ones(mib << 20, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        rates.append(2 * source.nbytes / _fastest(lambda s=source, t=target: t.copy_(s), device))
+        rates.append(2 * source.nbytes / _fastest(partial(target.copy_, source), device))
     return max(rates)
 
 
@@ -71,16 +72,15 @@ def _tile_rate() -> float | str:
         library = Path(folder) / "tile_rate.so"
         source = Path(__file__).with_name("tile_rate.cpp")
         command = [compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library)]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-        if built.returncode:
-            return f"{source.name} does not compile: {(built.stderr.splitlines() or ['?'])[0]}"
+        if subprocess.run(command, check=False).returncode:
+            return f"{source.name} does not compile here"
         measure = ctypes.CDLL(str(library)).tile_flops_per_second
     measure.restype = ctypes.c_double
     return float(max(measure() for _ in range(5))) * torch.get_num_threads()
 
 
 def measure(device: str, dtypes: tuple[str, ...]) -> dict[str, Any]:
-    """Bytes per second of a copy (read and written) and FLOP/s of torch.mm per dtype; on AMX the tile unit's too."""
+    """Bytes/s of a copy (read and written), FLOP/s of torch.mm per dtype and, on AMX, of the tile unit."""
     ceilings: dict[str, Any] = {"copy": _copy_rate(device), "matmul": {}, "tiles": None}
     for dtype in dtypes:
         ceilings["matmul"][dtype] = _matmul_rate(device, TORCH_DTYPES[dtype])
@@ -98,4 +98,5 @@ def matmul_rate(ceilings: dict[str, Any], dtype: str) -> float:
 
 def fraction(ceilings: dict[str, Any], dtype: str, flops: int, moved: int, seconds: float) -> float:
     """Shortest time the ceilings allow, over the time taken."""
-    return max(flops / matmul_rate(ceilings, dtype), moved / ceilings["copy"]) / seconds
+    shortest = max(flops / matmul_rate(ceilings, dtype), moved / float(ceilings["copy"]))
+    return shortest / seconds

@@ -60,7 +60,8 @@ class Session:
         samples: dict[str, Sample] = {}
         calls: dict[str, measure.Call] = {}
         expected: tuple[torch.Tensor, ...] | None = None
-        for backend in (*group.peers, *shapes.OURS[self.device]):  # eager first: the others are held against it
+        # Eager PyTorch first: the others are held against its result.
+        for backend in (*group.peers, *shapes.OURS[self.device]):
             samples[backend] = Sample(self._why_not(problem, backend))
             if samples[backend].reason:
                 continue
@@ -79,8 +80,7 @@ class Session:
                 pytest.fail(f"{group} {backend}: {wrong}")
             samples[backend].peak_bytes = measure.peak_bytes(call, self.device)
             if group.direction == "fwdbwd":
-                given = problem.arguments(0)
-                samples[backend].saved_bytes = measure.saved_bytes(lambda r=run, g=given: r(**g), list(given.values()))
+                samples[backend].saved_bytes = measure.saved_bytes(run, problem.arguments(0))
             calls[backend] = call
         for backend, seconds in measure.take_turns(calls, self.device, self.budget).items():
             samples[backend].seconds = seconds
@@ -174,7 +174,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
-    kept = {key: commit_info[key] for key in ("id", "time", "dirty") if key in commit_info}
+    kept: dict[str, Any] = {k: commit_info[k] for k in ("id", "time", "dirty") if k in commit_info}
     commit_info.clear()
     commit_info.update(kept)
 

@@ -93,7 +93,9 @@ def disagreement(group: Group, got: tuple[torch.Tensor, ...], want: tuple[torch.
     relative = math.sqrt(error / norm)
     if relative <= _AGREEMENT[group.dtype]:
         return None
-    return f"relative difference {relative:.2e} to eager PyTorch, expected at most {_AGREEMENT[group.dtype]:g}"
+    return (
+        f"relative difference {relative:.2e} to eager PyTorch, expected at most {_AGREEMENT[group.dtype]:g}"
+    )
 
 
 def counts(group: Group) -> dict[str, int]:

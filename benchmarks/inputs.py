@@ -11,7 +11,7 @@ _SIDE, _PATCH = 224, 16
 
 
 def photo_tokens(images: int) -> torch.Tensor:
-    """[images, 196, 768] in [0, 1]: 16 x 16 x 3 patches of 224 x 224 crops of the photographs scikit-learn ships.
+    """[images, 196, 768] in [0, 1]: 16 x 16 x 3 patches of 224 x 224 crops of photographs from scikit-learn.
 
     Raw pixels, so the mean of a token is far from zero, unlike that of random ones.
     """

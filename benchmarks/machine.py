@@ -32,7 +32,7 @@ def kind(device: str) -> str:
 
 def describe(device: str) -> dict[str, Any]:
     """What is kept of the machine in a result."""
-    import cpuinfo  # comes with pytest-benchmark
+    import cpuinfo  # type: ignore[import-untyped]  # comes with pytest-benchmark
 
     info = {
         "kind": kind(device),

@@ -14,14 +14,16 @@ import torch
 Call = Callable[[int], tuple[torch.Tensor, ...]]
 _MIN_ROUNDS, _MAX_ROUNDS = 11, 300
 _WARM_UP = 3
-_HIDE_LAUNCH_CYCLES = 2_000_000  # about 1 ms: the GPU is still busy when the last launch of a call has been queued
+_HIDE_LAUNCH_CYCLES = (
+    2_000_000  # about 1 ms: the GPU is still busy when the last launch of a call has been queued
+)
 
 
 class RecordedClock:
-    """A clock that shows durations measured before, so that each contestant becomes a row of pytest-benchmark.
+    """A clock that shows durations measured before, so that each contestant is a row of pytest-benchmark.
 
-    pytest-benchmark times a row alone, from its first round to its last; contestants must alternate call by call
-    instead, because the machine's speed drifts. They are timed together first, then every row replays its own.
+    pytest-benchmark times a row alone, from its first round to its last; contestants must alternate call by
+    call instead, because the machine's speed drifts. They are timed together, then every row replays its own.
     """
 
     def __init__(self) -> None:
@@ -49,17 +51,17 @@ def _cpu_seconds(call: Call, index: int) -> float:
 
 def _cuda_seconds(call: Call, index: int) -> float:
     """Device time of one call: the queue is kept busy before it, so launches of no contestant are seen."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(_HIDE_LAUNCH_CYCLES)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(_HIDE_LAUNCH_CYCLES)  # type: ignore[no-untyped-call]
     start.record()
     call(index)
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of every call of every contestant; they alternate call by call, for about `budget` seconds in all."""
+    """Seconds of every call; the contestants alternate call by call, for about `budget` seconds in all."""
     seconds = _cuda_seconds if device == "cuda" else _cpu_seconds
     for call in calls.values():
         for index in range(_WARM_UP):
@@ -81,9 +83,9 @@ def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
     return samples
 
 
-def saved_bytes(forward: Callable[[], torch.Tensor], given: Sequence[torch.Tensor]) -> int:
-    """Bytes autograd keeps for the backward: unique storages, those of `given` (inputs, parameters) left out."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in given}
+def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]) -> int:
+    """Bytes autograd keeps for the backward: unique storages, less those of `given`, the arguments."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -93,7 +95,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], given: Sequence[torch.Tenso
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
+        output = run(**given)
     del output
     return sum(storage.nbytes() for storage in kept.values())
 

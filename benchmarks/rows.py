@@ -60,7 +60,7 @@ class Result:
         return self.fastest_peer().median / timing.median
 
     def verdict(self, timing: Timing) -> str:
-        """"tie" where the middle halves of the two samples overlap, else "faster" or "slower"."""
+        """ "tie" where the middle halves of the two samples overlap, else "faster" or "slower"."""
         peer = self.fastest_peer()
         if timing.q1 <= peer.q3 and peer.q1 <= timing.q3:
             return "tie"

@@ -13,7 +13,7 @@ OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one problem: B images, N tokens of width D, hidden width H of the score MLP, K output tokens."""
+    """Sizes of a problem: B images, N tokens of width D, hidden width H of the score MLP, K output tokens."""
 
     b: int
     n: int
@@ -25,6 +25,13 @@ class Case:
     def __str__(self) -> str:
         suffix = "" if self.data == "random" else f",{self.data}"
         return f"{self.b}x{self.n}x{self.d},h{self.h},k{self.k}{suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """The case that prints as `text`."""
+        sizes, h, k, *data = text.split(",")
+        b, n, d = map(int, sizes.split("x"))
+        return cls(b, n, d, int(h[1:]), int(k[1:]), *data)
 
 
 @dataclass(frozen=True)
@@ -58,21 +65,24 @@ TARGETS = {
     (str(SINGLE), "bf16"): (3.8, 3.2),
 }
 
-_CPU_TABLE = ((VIT, "bf16"), (VIT, "fp32"), (WIDE, "bf16"), (WIDE, "fp32"), (SINGLE, "bf16"))
-_CPU_MORE = ((VIT, "fp16"), (SINGLE, "fp32"))
+_Rows = tuple[tuple[Case, str], ...]
+_CPU_TABLE: _Rows = ((VIT, "bf16"), (VIT, "fp32"), (WIDE, "bf16"), (WIDE, "fp32"), (SINGLE, "bf16"))
+_CPU_MORE: _Rows = ((VIT, "fp16"), (SINGLE, "fp32"))
 
 # On a GPU the tokens of one call exceed the L2 cache, but for the single image.
 _GPU_VIT = Case(256, 196, 768, 64, 8)
-_GPU_TABLE = (
+_GPU_TABLE: _Rows = (
     (_GPU_VIT, "bf16"),
     (Case(1024, 81, 512, 64, 16), "bf16"),
     (Case(64, 1024, 1024, 64, 32), "bf16"),
     (Case(16, 4096, 768, 64, 64), "bf16"),
     (SINGLE, "bf16"),
 )
-_GPU_MORE = ((_GPU_VIT, "fp16"), (_GPU_VIT, "fp32"))
+_GPU_MORE: _Rows = ((_GPU_VIT, "fp16"), (_GPU_VIT, "fp32"))
 
-_SWEEP_TOKENS = 3136  # tokens of a call while N varies: 16 images of 196, up to the point where one image has more
+_SWEEP_TOKENS = (
+    3136  # tokens of a call while N varies: 16 images of 196, up to the point where one image has more
+)
 _SWEEP_N = {"quick": (64, 784, 3136, 12544), "full": (64, 196, 784, 3136, 12544, 50176)}
 _SWEEP_K = {"quick": (1, 32, 128), "full": (1, 2, 4, 8, 16, 32, 64, 128)}
 
@@ -104,15 +114,18 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     rows += [Group(op, case, dtype, way, full=True) for case, dtype in more for way in DIRECTIONS]
     if op == "fused_tokenlearner":
         rows += _sweeps(op, full)
-    return list({str(row): row for row in reversed(rows)}.values())[::-1]
+    unique: dict[str, Group] = {}
+    for row in rows:  # a point of a sweep may be a row of the table
+        unique.setdefault(str(row), row)
+    return list(unique.values())
 
 
 def _sweeps(op: str, full: bool) -> list[Group]:
-    """A few points against eager PyTorch alone (torch.compile takes seconds a point); all peers with `full`."""
-    points = {}
+    """A few points against eager PyTorch alone, as compiling takes seconds a point; with `full` all peers."""
+    points: dict[Case, str] = {}
     for size in ("full", "quick"):
         cases = [n_sweep_case(n) for n in _SWEEP_N[size]] + [k_sweep_case(k) for k in _SWEEP_K[size]]
-        points.update({case: size for case in cases})
+        points.update(dict.fromkeys(cases, size))
     peers = PEERS if full else PEERS[:1]
     return [
         Group(op, case, "bf16", way, peers, full=size == "full")

@@ -28,8 +28,8 @@ extern "C" double tile_flops_per_second() {
   for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64, config.rows[tile] = 16;
   // As inline assembly with the whole struct as operand: gcc 12's intrinsic declares a read of 8 bytes only.
   __asm__ volatile("ldtilecfg %0" ::"m"(config));
-  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
-  _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  __asm__ volatile("tilezero %tmm0; tilezero %tmm1; tilezero %tmm2; tilezero %tmm3");
+  __asm__ volatile("tilezero %tmm4; tilezero %tmm5; tilezero %tmm6; tilezero %tmm7");
   constexpr int kRounds = 200000;
   const double start = now();
   for (int round = 0; round < kRounds; ++round) {  // four accumulators hide the latency of a product

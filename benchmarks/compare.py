@@ -7,8 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.report import NEW, RESULTS
-from benchmarks.rows import Run, load
+from benchmarks.rows import NEW, RESULTS, Run, load
 
 TOLERANCE = 0.15
 

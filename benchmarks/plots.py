@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from benchmarks import shapes
 from benchmarks.rows import Result, Run, Timing
@@ -35,6 +36,7 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#d8dee4",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "svg.fonttype": "none",
     "svg.hashsalt": "jair-kernels",  # the same numbers give the same file
 }
 
@@ -57,15 +59,9 @@ def _bars(axes: Axes, op: str, results: list[Result]) -> None:
         target = result.target()
         if target:
             axes.plot([target] * 2, [y - 0.17, y + 0.17], color=_INK, linewidth=1.6, solid_capstyle="butt")
-        tie = "  tie" if result.verdict(ours) == "tie" else ""
-        axes.annotate(
-            f"{speedup:.2f}{tie}",
-            (max(speedup, target or 0), y),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=7.5,
-        )
+        tie = ", tie" if result.verdict(ours) == "tie" else ""
+        column = axes.get_yaxis_transform()  # x in fractions of the axes
+        axes.text(1.01, y, f"{speedup:.2f}x{tie}", transform=column, va="center", fontsize=7.5)
     axes.axvline(1, color=_PEER, linewidth=1.2)
     axes.set_yticks(range(len(labels)), [f"{case}  {dtype}" for case, dtype in labels])
     axes.tick_params(axis="y", length=0)
@@ -74,17 +70,19 @@ def _bars(axes: Axes, op: str, results: list[Result]) -> None:
     axes.grid(axis="x")
 
 
-def _is_sweep(result: Result) -> bool:
-    """Whether a row is there for the curves alone."""
-    return (
-        bool(shapes.sweep_axis(shapes.Case.parse(result.case)))
-        and (result.case, "bf16") not in shapes.TARGETS
-    )
+def _compared(run: Run) -> list[Result]:
+    """Rows of ours that have all their peers, without those that are there for the curves alone."""
+
+    def is_point(result: Result) -> bool:
+        on_curve = bool(shapes.sweep_axis(shapes.Case.parse(result.case)))
+        return on_curve and result.dtype == "bf16" and (result.case, "bf16") not in shapes.TARGETS
+
+    return [r for r in run.results if r.complete and r.ours and not is_point(r)]
 
 
 def speedups(run: Run) -> Figure | None:
     """A bar for every row, a line at 1 = the fastest peer, a tick at what was aimed at."""
-    compared = [result for result in run.results if result.complete and result.ours and not _is_sweep(result)]
+    compared = _compared(run)
     panels = {op: [result for result in compared if result.op == op] for op in shapes.OPS}
     panels = {op: results for op, results in panels.items() if results}
     if not panels:
@@ -132,6 +130,9 @@ def _curves(axes: Axes, results: list[Result], size: Callable[[str], int]) -> No
     axes.set_yscale("log")
     axes.set_xticks(ticks, [f"{tick:,}".replace(",", " ") for tick in ticks])
     axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
+    axes.yaxis.set_major_formatter(EngFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid()
 
 
@@ -141,11 +142,11 @@ def tokens_per_second(run: Run) -> Figure | None:
     if any(len({result.case for result in results}) < 2 for results in sweeps.values()):
         return None
     figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharey=True)
     _curves(left, sweeps["n"], lambda case: shapes.Case.parse(case).n)
     _curves(right, sweeps["k"], lambda case: shapes.Case.parse(case).k)
     left.set(
-        xlabel="tokens N of an image", ylabel="tokens per second", title="K = 8, about 3136 tokens a call"
+        xlabel="tokens N of an image", ylabel="tokens per second", title="K = 8, at least 3136 tokens a call"
     )
     right.set(xlabel="output tokens K", title="16 images of N = 196")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -163,23 +164,12 @@ def _roofs(axes: Axes, run: Run, dtype: str, low: float, high: float) -> None:
     tiles = run.ceilings["tiles"]
     if dtype == "bf16" and isinstance(tiles, float):
         roofs.append((tiles, "tile unit", (1, 0)))
+    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "ha": "right"}
     for rate, name, dashes in roofs:
         knee = rate / copy
-        axes.plot(
-            [low, knee, max(high, knee)],
-            [low * copy, rate, rate],
-            color="#8c959f",
-            dashes=dashes,
-            linewidth=1.2,
-        )
-        axes.annotate(
-            f"{name} {rate / 1e12:.3g} TFLOP/s",
-            (high, rate),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7.5,
-        )
+        line: dict[str, Any] = {"color": "#8c959f", "dashes": dashes, "linewidth": 1.2}
+        axes.plot([low, knee, max(high, knee)], [low * copy, rate, rate], **line)
+        axes.annotate(f"{name} {rate / 1e12:.3g} TFLOP/s", (high, rate), xytext=(0, 3), **label)
     axes.annotate(
         f"copy {copy / 1e9:.3g} GB/s",
         (low * 1.1, low * 1.1 * copy),
@@ -194,16 +184,16 @@ def _roofs(axes: Axes, run: Run, dtype: str, low: float, high: float) -> None:
 
 def roofline(run: Run) -> Figure | None:
     """Achieved FLOP/s against FLOPs per byte, ours and the fastest peer, under the measured ceilings."""
-    compared = [result for result in run.results if result.complete and result.ours]
+    compared = _compared(run)
     dtypes = [dtype for dtype in shapes.DTYPES if any(result.dtype == dtype for result in compared)]
     if not dtypes:
         return None
-    figure = Figure(figsize=(4 * max(2, len(dtypes)), 3.9), layout="constrained")
+    figure = Figure(figsize=(max(6, 4 * len(dtypes)), 3.9), layout="constrained")
     panels = figure.subplots(1, len(dtypes), sharey=True, squeeze=False)[0]
+    intensities = [_intensity(result) for result in compared]
+    low, high = min(intensities) / 2, max(intensities) * 6
     for axes, dtype in zip(panels, dtypes, strict=True):
         results = [result for result in compared if result.dtype == dtype]
-        intensities = [_intensity(result) for result in results]
-        low, high = min(intensities) / 2, max(intensities) * 3
         _roofs(axes, run, dtype, low, high)
         for result in results:
             ours, peer, x = best(result), result.fastest_peer(), _intensity(result)

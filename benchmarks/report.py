@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.rows import Result, Run, Timing, load, show_seconds
+from benchmarks.rows import NEW, RESULTS, Result, Run, Timing, load, show_seconds
 
-RESULTS = Path(__file__).parent / "results"
-NEW = RESULTS / "new" / "benchmarks.json"
 _CAPTIONS = {
     "speedups.svg": "Speed-up over the fastest peer",
     "tokens_per_second.svg": "fused_tokenlearner, bf16: tokens per second against N and K",
@@ -113,11 +111,11 @@ def _machine(run: Run) -> list[str]:
 
 _METHOD = """\
 Medians; the contestants of a row take turns call by call on the same inputs. The speed-up is over the faster
-of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie": the middle halves of the two
-samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates measured in
-the same run allow, over the time taken. Saved: what autograd keeps for the backward beside inputs and
-parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels also keep a
-working memory for each thread, which it does not see."""
+of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie": the middle halves of the
+two samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below,
+measured in the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside
+inputs and parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels
+also keep a working memory for each thread, which it does not see."""
 
 
 def _by_op(table: Callable[[list[Result]], list[str]], results: list[Result]) -> list[list[str]]:
@@ -157,15 +155,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "json", nargs="?", type=Path, default=NEW, help="pytest-benchmark's JSON (default: the last run)"
     )
-    parser.add_argument(
-        "--commit", action="store_true", help="copy it to benchmarks/results/<kind of machine>/"
-    )
+    parser.add_argument("--commit", action="store_true", help="copy it to <results>/<kind of machine>/")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed runs")
     options = parser.parse_args(arguments)
     if not options.json.exists():
         parser.error(f"{options.json}: no such file; run make bench first")
     folder = options.json.parent
     if options.commit:
-        folder = RESULTS / load(options.json).machine["kind"]
+        folder = options.results / load(options.json).machine["kind"]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.json, folder / "benchmarks.json")
     print(write(options.json, folder))

@@ -10,6 +10,8 @@ from typing import Any
 
 from benchmarks.shapes import DIRECTIONS, OURS, PEERS, TARGETS
 
+RESULTS = Path(__file__).parent / "results"
+NEW = RESULTS / "new" / "benchmarks.json"
 _OURS = tuple(backend for backends in OURS.values() for backend in backends)
 
 

@@ -107,6 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SESSION] = Session(config.getoption("--device"), config.getoption("--group-seconds"))
     if config.option.benchmark_json is None and not config.option.collectonly:
         rows.NEW.parent.mkdir(parents=True, exist_ok=True)
+        rows.NEW.unlink(missing_ok=True)  # or a run without rows would be reported as the one before it
         config.option.benchmark_json = str(rows.NEW)
     if config.option.benchmark_columns is None:
         config.option.benchmark_columns = ["median", "iqr", "rounds"]

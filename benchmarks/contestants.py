@@ -88,8 +88,9 @@ def call(problem: Problem, run: Callable[..., torch.Tensor]) -> Callable[[int], 
 
 def disagreement(group: Group, got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> str | None:
     """Why two results are not the same computation, or None; all tensors of a call taken as one vector."""
-    error = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(got, want, strict=True))
-    norm = sum(float(b.double().square().sum()) for b in want)
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(got, want, strict=True)]
+    error = sum(float((a - b).square().sum()) for a, b in pairs)
+    norm = sum(float(b.square().sum()) for _, b in pairs)
     relative = math.sqrt(error / norm)
     if relative <= _AGREEMENT[group.dtype]:
         return None

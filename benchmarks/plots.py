@@ -72,12 +72,8 @@ def _bars(axes: Axes, op: str, results: list[Result]) -> None:
 
 def _compared(run: Run) -> list[Result]:
     """Rows of ours that have all their peers, without those that are there for the curves alone."""
-
-    def is_point(result: Result) -> bool:
-        on_curve = bool(shapes.sweep_axis(shapes.Case.parse(result.case)))
-        return on_curve and result.dtype == "bf16" and (result.case, "bf16") not in shapes.TARGETS
-
-    return [r for r in run.results if r.complete and r.ours and not is_point(r)]
+    results = [result for result in run.results if result.complete and result.ours]
+    return [r for r in results if not shapes.only_on_curve(shapes.Case.parse(r.case), r.dtype, run.device)]
 
 
 def speedups(run: Run) -> Figure | None:
@@ -107,8 +103,8 @@ def speedups(run: Run) -> Figure | None:
 
 
 def _curves(axes: Axes, results: list[Result], size: Callable[[str], int]) -> None:
-    """Tokens per second of ours and of every peer, a line each for the forward and for both passes."""
-    names = list(dict.fromkeys(t.backend for result in results for t in (*result.ours, *result.peers)))
+    """Tokens per second of every contestant that has all points, a line for each direction."""
+    names = [name for name in results[0].timings if all(name in result.timings for result in results)]
     colours = {"eager": _PEER, "compile": "#b08800"}
     for name in names:
         for way, dashes in (("fwd", (4, 2)), ("fwdbwd", (1, 0))):
@@ -145,17 +141,20 @@ def tokens_per_second(run: Run) -> Figure | None:
     left, right = figure.subplots(1, 2, sharey=True)
     _curves(left, sweeps["n"], lambda case: shapes.Case.parse(case).n)
     _curves(right, sweeps["k"], lambda case: shapes.Case.parse(case).k)
-    left.set(
-        xlabel="tokens N of an image", ylabel="tokens per second", title="K = 8, at least 3136 tokens a call"
-    )
-    right.set(xlabel="output tokens K", title="16 images of N = 196")
+    least = min(result.timings["eager"].counts["tokens"] for result in sweeps["n"])
+    images = shapes.k_sweep_case(1, run.device).b
+    left.set(xlabel="tokens N of an image", ylabel="tokens per second")
+    left.set_title(f"K = 8, at least {least} tokens a call")
+    right.set(xlabel="output tokens K", title=f"{images} images of N = 196")
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
 def _sweep(run: Run, axis: str) -> list[Result]:
     mine = [r for r in run.results if r.op == "fused_tokenlearner" and r.dtype == "bf16" and r.ours]
-    return [result for result in mine if axis in shapes.sweep_axis(shapes.Case.parse(result.case))]
+    return [
+        result for result in mine if axis in shapes.sweep_axis(shapes.Case.parse(result.case), run.device)
+    ]
 
 
 def _roofs(axes: Axes, run: Run, dtype: str, low: float, high: float) -> None:
@@ -164,22 +163,16 @@ def _roofs(axes: Axes, run: Run, dtype: str, low: float, high: float) -> None:
     tiles = run.ceilings["tiles"]
     if dtype == "bf16" and isinstance(tiles, float):
         roofs.append((tiles, "tile unit", (1, 0)))
-    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "ha": "right"}
+    label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5}
     for rate, name, dashes in roofs:
-        knee = rate / copy
+        knee = min(max(rate / copy, low), high)
         line: dict[str, Any] = {"color": "#8c959f", "dashes": dashes, "linewidth": 1.2}
-        axes.plot([low, knee, max(high, knee)], [low * copy, rate, rate], **line)
-        axes.annotate(f"{name} {rate / 1e12:.3g} TFLOP/s", (high, rate), xytext=(0, 3), **label)
-    axes.annotate(
-        f"copy {copy / 1e9:.3g} GB/s",
-        (low * 1.1, low * 1.1 * copy),
-        xytext=(2, 8),
-        textcoords="offset points",
-        rotation=45,
-        rotation_mode="anchor",
-        transform_rotates_text=True,
-        fontsize=7.5,
-    )
+        axes.plot([low, knee, high], [min(x * copy, rate) for x in (low, knee, high)], **line)
+        text = f"{name} {rate / 1e12:.3g} TFLOP/s"
+        axes.annotate(text, (high, min(high * copy, rate)), xytext=(0, 3), ha="right", **label)
+    if low * copy < max(rate for rate, *_ in roofs):  # the sloping part lies within the panel
+        text = f"copy {copy / 1e9:.3g} GB/s"
+        axes.annotate(text, (low, low * copy), xytext=(14, 0), va="center", **label)
 
 
 def roofline(run: Run) -> Figure | None:

@@ -72,8 +72,10 @@ def cost_table(results: list[Result]) -> list[str]:
             ]
             work = [f"{counts['flops'] / 1e9:.3g} G", show_bytes(counts["bytes"])]
             work.append(f"{counts['flops'] / counts['bytes']:.3g}")
+            if result.direction == "fwd":
+                memory[0] = ""  # measured without gradients: nothing is saved
             lines.append(
-                [*_names(result, ours), *work, f"{100 * counts['fraction_of_ceiling']:.0f} %", *memory]
+                [*_names(result, ours), *work, f"{100 * counts['fraction_of_ceiling']:.2g} %", *memory]
             )
     header = ["case", "dtype", "pass", "backend", "FLOP", "bytes", "FLOP/byte", "of ceiling"]
     return _table([*header, "saved: ours / peers", "peak: ours / peers"], lines, 4)
@@ -131,6 +133,8 @@ def render(run: Run, images: list[str]) -> str:
     compared = [result for result in run.results if result.complete and result.ours]
     sweep = [result for result in run.results if not result.complete and result.ours]
     parts = [[f"# {run.machine['kind']}"], _machine(run), [_METHOD]]
+    if run.device == "cpu" and run.machine["isa"] != "amx":
+        parts.append(["The goals are those of a CPU with AMX tiles, which this one has not."])
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[:1]]
     parts += [["## Speed"], *_by_op(speed_table, compared)]
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[1:]]

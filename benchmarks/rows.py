@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import DIRECTIONS, OURS, PEERS, TARGETS
+from benchmarks.shapes import DIRECTIONS, OPS, OURS, PEERS, TARGETS
 
 RESULTS = Path(__file__).parent / "results"
 NEW = RESULTS / "new" / "benchmarks.json"
@@ -85,9 +85,13 @@ class Run:
     ceilings: dict[str, Any]
     results: list[Result]
 
+    @property
+    def device(self) -> str:
+        return "cuda" if "gpu" in self.machine else "cpu"
+
 
 def parse(document: dict[str, Any]) -> Run:
-    """A run from pytest-benchmark's JSON; groups in the order in which they were measured."""
+    """A run from pytest-benchmark's JSON; within an op, groups in the order in which they were measured."""
     results: dict[tuple[str, ...], Result] = {}
     for row in document["benchmarks"]:
         info, stats = row["extra_info"], row["stats"]
@@ -99,7 +103,7 @@ def parse(document: dict[str, Any]) -> Run:
         document["commit_info"],
         document["datetime"],
         document["ceilings"],
-        list(results.values()),
+        sorted(results.values(), key=lambda result: OPS.index(result.op)),
     )
 
 

@@ -80,27 +80,32 @@ _GPU_TABLE: _Rows = (
 )
 _GPU_MORE: _Rows = ((_GPU_VIT, "fp16"), (_GPU_VIT, "fp32"))
 
-_SWEEP_TOKENS = (
-    3136  # tokens of a call while N varies: 16 images of 196, up to the point where one image has more
-)
+# Tokens of a call while N or K varies, up to the point where one image has more.
+_SWEEP_TOKENS = {"cpu": 3136, "cuda": 50176}
 _SWEEP_N = {"quick": (64, 784, 3136, 12544), "full": (64, 196, 784, 3136, 12544, 50176)}
 _SWEEP_K = {"quick": (1, 32, 128), "full": (1, 2, 4, 8, 16, 32, 64, 128)}
 
 
-def n_sweep_case(n: int) -> Case:
+def n_sweep_case(n: int, device: str) -> Case:
     """The case of a given N in the sweep of tokens per second against N."""
-    return Case(max(1, _SWEEP_TOKENS // n), n, 768, 64, 8)
+    return Case(max(1, _SWEEP_TOKENS[device] // n), n, 768, 64, 8)
 
 
-def k_sweep_case(k: int) -> Case:
+def k_sweep_case(k: int, device: str) -> Case:
     """The case of a given K in the sweep of tokens per second against K."""
-    return Case(16, 196, 768, 64, k)
+    return Case(_SWEEP_TOKENS[device] // 196, 196, 768, 64, k)
 
 
-def sweep_axis(case: Case) -> frozenset[str]:
+def sweep_axis(case: Case, device: str) -> frozenset[str]:
     """The sweeps, "n" and "k", that a case is a point of."""
-    axes = {"n": n_sweep_case(case.n), "k": k_sweep_case(case.k)}
+    axes = {"n": n_sweep_case(case.n, device), "k": k_sweep_case(case.k, device)}
     return frozenset(axis for axis, point in axes.items() if point == case)
+
+
+def only_on_curve(case: Case, dtype: str, device: str) -> bool:
+    """Whether a row is there for the curves alone."""
+    tables = _CPU_TABLE + _CPU_MORE if device == "cpu" else _GPU_TABLE + _GPU_MORE
+    return bool(sweep_axis(case, device)) and (case, dtype) not in tables
 
 
 def groups(op: str, device: str, full: bool) -> list[Group]:
@@ -113,18 +118,20 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     rows = [Group(op, case, dtype, way) for case, dtype in table for way in DIRECTIONS]
     rows += [Group(op, case, dtype, way, full=True) for case, dtype in more for way in DIRECTIONS]
     if op == "fused_tokenlearner":
-        rows += _sweeps(op, full)
+        rows += _sweeps(op, device, full)
     unique: dict[str, Group] = {}
     for row in rows:  # a point of a sweep may be a row of the table
         unique.setdefault(str(row), row)
     return list(unique.values())
 
 
-def _sweeps(op: str, full: bool) -> list[Group]:
+def _sweeps(op: str, device: str, full: bool) -> list[Group]:
     """A few points against eager PyTorch alone, as compiling takes seconds a point; with `full` all peers."""
     points: dict[Case, str] = {}
     for size in ("full", "quick"):
-        cases = [n_sweep_case(n) for n in _SWEEP_N[size]] + [k_sweep_case(k) for k in _SWEEP_K[size]]
+        cases = [n_sweep_case(n, device) for n in _SWEEP_N[size]] + [
+            k_sweep_case(k, device) for k in _SWEEP_K[size]
+        ]
         points.update(dict.fromkeys(cases, size))
     peers = PEERS if full else PEERS[:1]
     return [

@@ -1,0 +1,201 @@
+"""Options and fixtures: a row of pytest-benchmark for every contestant of every measurement."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import jair_kernels
+from benchmarks import ceilings, contestants, machine, measure, rows, shapes
+from benchmarks.shapes import Group
+
+CLOCK = measure.RecordedClock()
+_SESSION = pytest.StashKey["Session"]()
+_KEPT_STATS = ("min", "q1", "median", "q3", "max", "iqr", "rounds")
+
+
+@dataclass
+class Sample:
+    """What is known of one contestant of a group: why it is skipped, what it did wrong, or its numbers."""
+
+    reason: str | None = None
+    fault: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    saved_bytes: int = 0
+    peak_bytes: int = 0
+
+
+class Session:
+    """Measurements of this run, each made when its first row asks for it."""
+
+    def __init__(self, device: str, budget: float) -> None:
+        self.device, self.budget = device, budget
+        self.ceilings: dict[str, Any] = {}
+        self.recorded = 0
+        self._measured: dict[Group, dict[str, Sample]] = {}
+
+    def ceiling_of(self, group: Group, seconds: float) -> float:
+        """fraction_of_ceiling of a call that takes this long."""
+        if not self.ceilings:
+            self.ceilings = ceilings.measure(self.device, shapes.DTYPES)
+        count = contestants.counts(group)
+        return ceilings.fraction(self.ceilings, group.dtype, count["flops"], count["bytes"], seconds)
+
+    def sample(self, group: Group, backend: str) -> Sample:
+        """The contestant's result, the whole group measured together."""
+        if group not in self._measured:
+            self._measured[group] = self._measure(group)
+        return self._measured[group][backend]
+
+    def _measure(self, group: Group) -> dict[str, Sample]:
+        torch._dynamo.reset()  # or the shapes seen so far become dynamic, and the peer slower
+        problem = contestants.Problem.build(group, self.device, ceilings.working_set(self.device))
+        samples: dict[str, Sample] = {}
+        calls: dict[str, measure.Call] = {}
+        expected: tuple[torch.Tensor, ...] | None = None
+        # Eager PyTorch first: the others are held against its result.
+        for backend in (*group.peers, *shapes.OURS[self.device]):
+            samples[backend] = Sample(self._why_not(problem, backend))
+            if samples[backend].reason:
+                continue
+            run = contestants.function(group.op, backend, self.device)
+            call = contestants.call(problem, run)
+            try:
+                result = call(0)
+            except RuntimeError as error:
+                told = f"{backend} failed: {str(error).strip().splitlines()[0]}"
+                # A machine without a compiler has no torch.compile; a failure of ours is ours.
+                samples[backend] = Sample(reason=told) if backend == "compile" else Sample(fault=told)
+                continue
+            expected = result if expected is None else expected
+            samples[backend].fault = contestants.disagreement(group, result, expected)
+            if samples[backend].fault:
+                continue
+            samples[backend].peak_bytes = measure.peak_bytes(call, self.device)
+            if group.direction == "fwdbwd":
+                samples[backend].saved_bytes = measure.saved_bytes(run, problem.arguments(0))
+            calls[backend] = call
+        for backend, seconds in measure.take_turns(calls, self.device, self.budget).items():
+            samples[backend].seconds = seconds
+        return samples
+
+    def _why_not(self, problem: contestants.Problem, backend: str) -> str | None:
+        if backend in shapes.PEERS:
+            return None
+        return jair_kernels.why_not(problem.group.op, backend, *problem.arguments(0).values())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("jair-kernels benchmarks")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="what the benchmarks run on")
+    group.addoption("--full", action="store_true", help="also the rows that do not fit into ten minutes")
+    group.addoption("--threads", type=int, default=2, help="threads of PyTorch on the CPU (default: 2)")
+    group.addoption("--group-seconds", type=float, default=1.2, help="time for each group of contestants")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: deselected unless --full is given")
+    torch.set_num_threads(config.getoption("--threads"))
+    config.stash[_SESSION] = Session(config.getoption("--device"), config.getoption("--group-seconds"))
+    if config.option.benchmark_json is None and not config.option.collectonly:
+        rows.NEW.parent.mkdir(parents=True, exist_ok=True)
+        rows.NEW.unlink(missing_ok=True)  # or a run without rows would be reported as the one before it
+        config.option.benchmark_json = str(rows.NEW)
+    if config.option.benchmark_columns is None:
+        config.option.benchmark_columns = ["median", "iqr", "rounds"]
+    warnings.filterwarnings("ignore", message="Online softmax is disabled", category=UserWarning)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test per group and contestant; "op" is a constant of the module."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    device, full = metafunc.config.getoption("--device"), metafunc.config.getoption("--full")
+    parameters = []
+    for group in shapes.groups(metafunc.module.OP, device, full):
+        for backend in (*shapes.OURS[device], *group.peers):
+            marks = [pytest.mark.benchmark(timer=CLOCK.now, group=str(group))]
+            marks += [pytest.mark.full] if group.full else []
+            name = f"{group.case}-{group.dtype}-{group.direction}-{backend}"
+            parameters.append(pytest.param(group, backend, id=name, marks=marks))
+    metafunc.parametrize(("group", "backend"), parameters)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Group, str], None]:
+    """Make this test the row of one contestant."""
+    session = request.config.stash[_SESSION]
+
+    def make_row(group: Group, backend: str) -> None:
+        if session.device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("--device cuda: no CUDA device is available")
+        sample = session.sample(group, backend)
+        if sample.reason:
+            pytest.skip(f"{group} {backend}: {sample.reason}")
+        if sample.fault:
+            pytest.fail(f"{group} {backend}: {sample.fault}")
+        median = statistics.median(sample.seconds)
+        benchmark.extra_info.update(
+            op=group.op,
+            case=str(group.case),
+            dtype=group.dtype,
+            direction=group.direction,
+            backend=backend,
+            tokens=group.case.b * group.case.n,
+            **contestants.counts(group),
+            saved_bytes=sample.saved_bytes,
+            peak_bytes=sample.peak_bytes,
+            fraction_of_ceiling=session.ceiling_of(group, median),
+        )
+        session.recorded += 1
+        CLOCK.load(sample.seconds)
+        benchmark.pedantic(CLOCK.replay, rounds=len(sample.seconds))
+
+    return make_row
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info.clear()  # among others the host's name
+    machine_info.update(machine.describe(config.getoption("--device")))
+
+
+def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict[str, Any]) -> None:
+    kept: dict[str, Any] = {k: commit_info[k] for k in ("id", "time", "dirty") if k in commit_info}
+    commit_info.clear()
+    commit_info.update(kept)
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
+    """Medians, spread and counts are kept; the durations of all rounds are not."""
+    output_json["ceilings"] = config.stash[_SESSION].ceilings
+    for row in output_json["benchmarks"]:
+        for key in ("params", "param", "options"):
+            row.pop(key, None)
+        row["stats"] = {key: row["stats"][key] for key in _KEPT_STATS}
+
+
+@pytest.hookimpl(trylast=True)  # below the tables of pytest-benchmark
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.stash[_SESSION].recorded:
+        return
+    path = Path(config.option.benchmark_json)
+    terminalreporter.section("speed-up over the fastest peer", sep="-")
+    for line in rows.summary(rows.load(path)):
+        terminalreporter.write_line(line)

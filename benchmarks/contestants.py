@@ -1,0 +1,113 @@
+"""How each contestant, ours or a peer, computes an op: a call per direction, and the counts of the op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+import jair_kernels
+from benchmarks import inputs
+from benchmarks.shapes import Case, Group
+from jair_kernels.token_pool import cost as pool_cost
+from jair_kernels.tokenfuser import cost as fuser_cost
+from jair_kernels.tokenlearner import cost as learner_cost
+
+Tensors = dict[str, torch.Tensor]
+_COSTS = {
+    "fused_token_pool": pool_cost,
+    "fused_tokenfuser": fuser_cost,
+    "fused_tokenlearner": learner_cost,
+}
+# Rounding only: a contestant that differs by more computes something else, and its time means nothing.
+_AGREEMENT = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The tensors of a group: parameters, and activations over which the calls rotate."""
+
+    group: Group
+    parameters: Tensors
+    rotation: list[Tensors]
+
+    @classmethod
+    def build(cls, group: Group, device: str, working_set: int) -> Problem:
+        """`working_set`: bytes the rotation must exceed, so that no cache holds it; 0 = one set of inputs."""
+        first = inputs.activations(group.op, group.case, group.dtype, device, 0)
+        count = 1 + working_set // sum(value.nbytes for value in first.values())
+        more = (inputs.activations(group.op, group.case, group.dtype, device, s) for s in range(1, count))
+        pooled = group.op == "fused_token_pool"
+        return cls(
+            group,
+            {} if pooled else inputs.parameters(group.case, group.dtype, device),
+            [first, *more],
+        )
+
+    def arguments(self, index: int) -> Tensors:
+        """Arguments of one call, gradients wanted in the direction that computes them."""
+        activations = self.rotation[index % len(self.rotation)]
+        tensors = {name: value for name, value in activations.items() if name != "dy"} | self.parameters
+        wanted = self.group.direction == "fwdbwd"
+        return {name: value.requires_grad_(wanted) for name, value in tensors.items()}
+
+    def gradient(self, index: int) -> torch.Tensor:
+        """What arrives at the output in the backward."""
+        return self.rotation[index % len(self.rotation)]["dy"]
+
+
+def function(op: str, backend: str, device: str) -> Callable[..., torch.Tensor]:
+    """The op as this contestant computes it; all take the same arguments."""
+    reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
+    if backend == "eager":
+        return reference
+    if backend == "compile":
+        # Launches are hidden from the clock on a GPU, so a CUDA graph would only add copies of its inputs.
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+        return torch.compile(reference, fullgraph=True, dynamic=False, mode=mode)
+    fused: Callable[..., torch.Tensor] = getattr(jair_kernels, op)
+    return lambda **arguments: fused(**arguments, backend=backend)
+
+
+def call(problem: Problem, run: Callable[..., torch.Tensor]) -> Callable[[int], tuple[torch.Tensor, ...]]:
+    """One timed call on the index-th inputs: the output, and in "fwdbwd" every gradient."""
+
+    def forward(index: int) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return (run(**problem.arguments(index)),)
+
+    def both(index: int) -> tuple[torch.Tensor, ...]:
+        arguments = problem.arguments(index)
+        y = run(**arguments)
+        return (y, *torch.autograd.grad(y, list(arguments.values()), problem.gradient(index)))
+
+    return forward if problem.group.direction == "fwd" else both
+
+
+def disagreement(group: Group, got: tuple[torch.Tensor, ...], want: tuple[torch.Tensor, ...]) -> str | None:
+    """Why two results are not the same computation, or None; all tensors of a call taken as one vector."""
+    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(got, want, strict=True)]
+    error = sum(float((a - b).square().sum()) for a, b in pairs)
+    norm = sum(float(b.square().sum()) for _, b in pairs)
+    relative = math.sqrt(error / norm)
+    if relative <= _AGREEMENT[group.dtype]:
+        return None
+    return (
+        f"relative difference {relative:.2e} to eager PyTorch, expected at most {_AGREEMENT[group.dtype]:g}"
+    )
+
+
+def counts(group: Group) -> dict[str, int]:
+    """FLOPs, and the bytes that must cross memory at least; the same for every contestant."""
+    case: Case = group.case
+    hidden = () if group.op == "fused_token_pool" else (case.h,)
+    sizes = (case.b, case.n, case.d, *hidden, case.k)
+    itemsize = inputs.TORCH_DTYPES[group.dtype].itemsize
+    cost = _COSTS[group.op]
+    flops, moved = cost.forward_flops(*sizes), cost.forward_bytes(*sizes, itemsize)
+    if group.direction == "fwdbwd":
+        flops += cost.backward_flops(*sizes)
+        moved += cost.backward_bytes(*sizes, itemsize)
+    return {"flops": flops, "bytes": moved}

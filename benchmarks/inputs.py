@@ -1,0 +1,70 @@
+"""Inputs of the benchmarked ops: random tokens, and patch tokens of real photographs."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.shapes import Case
+
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_SIDE, _PATCH = 224, 16
+
+
+def photo_tokens(images: int) -> torch.Tensor:
+    """[images, 196, 768] in [0, 1]: 16 x 16 x 3 patches of 224 x 224 crops of photographs from scikit-learn.
+
+    Raw pixels, so the mean of a token is far from zero, unlike that of random ones.
+    """
+    from sklearn.datasets import load_sample_images  # here: only these rows need it
+
+    photos = load_sample_images().images
+    crops = []
+    for index in range(images):
+        photo = photos[index % len(photos)]
+        room = (photo.shape[0] - _SIDE, photo.shape[1] - _SIDE)
+        top, left = (index * step % space for step, space in zip((37, 61), room, strict=True))
+        crops.append(torch.from_numpy(photo[top : top + _SIDE, left : left + _SIDE].copy()))
+    grid = _SIDE // _PATCH
+    patches = torch.stack(crops).view(images, grid, _PATCH, grid, _PATCH, 3).permute(0, 1, 3, 2, 4, 5)
+    return patches.reshape(images, grid * grid, _PATCH * _PATCH * 3) / 255
+
+
+def _tokens(case: Case, generator: torch.Generator) -> torch.Tensor:
+    if case.data == "random":
+        return torch.randn(case.b, case.n, case.d, generator=generator)
+    tokens = photo_tokens(case.b)
+    if tokens.shape != (case.b, case.n, case.d):
+        raise ValueError(f"case: expected photographs as {list(tokens.shape)}, got {case}")
+    return tokens
+
+
+def parameters(case: Case, dtype: str, device: str) -> dict[str, torch.Tensor]:
+    """Weights of a score MLP, scaled like a freshly initialised layer."""
+    generator = torch.Generator().manual_seed(1)
+
+    def randn(*shape: int, scale: float) -> torch.Tensor:
+        values = torch.randn(*shape, generator=generator) * scale
+        return values.to(device, TORCH_DTYPES[dtype])
+
+    return {
+        "w1": randn(case.h, case.d, scale=case.d**-0.5),
+        "b1": randn(case.h, scale=0.1),
+        "w2": randn(case.k, case.h, scale=case.h**-0.5),
+        "b2": randn(case.k, scale=0.1),
+        "norm_weight": 1 + randn(case.d, scale=0.1),
+        "norm_bias": randn(case.d, scale=0.1),
+    }
+
+
+def activations(op: str, case: Case, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
+    """What changes from call to call: x, what accompanies it, and the gradient that arrives at y."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"x": _tokens(case, generator)}
+    tokens = torch.randn(case.b, case.k, case.d, generator=generator)
+    if op == "fused_token_pool":
+        tensors["scores"] = torch.randn(case.b, case.n, case.k, generator=generator)
+    if op == "fused_tokenfuser":
+        tensors |= {"tokens": tokens, "dy": torch.randn(case.b, case.n, case.d, generator=generator)}
+    else:
+        tensors["dy"] = tokens
+    return {name: value.to(device, TORCH_DTYPES[dtype]) for name, value in tensors.items()}

@@ -1,0 +1,123 @@
+"""Time, saved bytes and peak bytes of contestants that take turns."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+Call = Callable[[int], tuple[torch.Tensor, ...]]
+_MIN_ROUNDS, _MAX_ROUNDS = 11, 300
+_WARM_UP = 3
+_HIDE_LAUNCH_CYCLES = (
+    2_000_000  # about 1 ms: the GPU is still busy when the last launch of a call has been queued
+)
+
+
+class RecordedClock:
+    """A clock that shows durations measured before, so that each contestant is a row of pytest-benchmark.
+
+    pytest-benchmark times a row alone, from its first round to its last; contestants must alternate call by
+    call instead, because the machine's speed drifts. They are timed together, then every row replays its own.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._durations: Iterator[float] = iter(())
+
+    def load(self, durations: Sequence[float]) -> None:
+        """Durations of the rounds to come."""
+        self._now, self._durations = 0.0, iter(durations)
+
+    def now(self) -> float:
+        """The timer handed to pytest-benchmark."""
+        return self._now
+
+    def replay(self) -> None:
+        """One round: the clock moves by the next duration."""
+        self._now += next(self._durations)
+
+
+def _cpu_seconds(call: Call, index: int) -> float:
+    start = time.perf_counter()
+    call(index)
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(call: Call, index: int) -> float:
+    """Device time of one call: the queue is kept busy before it, so launches of no contestant are seen."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(_HIDE_LAUNCH_CYCLES)  # type: ignore[no-untyped-call]
+    start.record()
+    call(index)
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, list[float]]:
+    """Seconds of every call; the contestants alternate call by call, for about `budget` seconds in all."""
+    seconds = _cuda_seconds if device == "cuda" else _cpu_seconds
+    for call in calls.values():
+        for index in range(_WARM_UP):
+            seconds(call, index)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for index in range(_MAX_ROUNDS):
+            for name, call in calls.items():
+                samples[name].append(seconds(call, index))
+            if index + 1 >= _MIN_ROUNDS and time.perf_counter() - start > budget:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]) -> int:
+    """Bytes autograd keeps for the backward: unique storages, less those of `given`, the arguments."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage  # held, so that its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run(**given)
+    del output
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def peak_bytes(call: Call, device: str) -> int:
+    """Most bytes allocated at once during a call, outputs and gradients included, inputs not."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(0)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        call(0)
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [e for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    current = peak = 0
+    for event in sorted(events, key=lambda e: float(e["ts"])):
+        current += event["args"]["Bytes"]
+        peak = max(peak, current)
+    return peak

@@ -1,0 +1,177 @@
+"""A run as Markdown tables and plots: ``python -m benchmarks.report [benchmarks.json] [--commit]``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from benchmarks import plots
+from benchmarks.rows import NEW, RESULTS, Result, Run, Timing, load, show_seconds
+
+_CAPTIONS = {
+    "speedups.svg": "Speed-up over the fastest peer",
+    "tokens_per_second.svg": "fused_tokenlearner, bf16: tokens per second against N and K",
+    "roofline.svg": "Achieved rate against intensity",
+}
+
+
+def show_bytes(count: float) -> str:
+    """Three digits and a decimal unit."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:g} B"
+
+
+def _table(header: list[str], lines: Iterable[list[str]], text_columns: int) -> list[str]:
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)]
+
+
+def _names(result: Result, ours: Timing) -> list[str]:
+    return [result.case, result.dtype, result.direction, ours.backend]
+
+
+def _speedup(result: Result, ours: Timing) -> str:
+    verdict = result.verdict(ours)
+    value = f"{result.speedup(ours):.2f}x"
+    return f"**{value}**" if verdict == "faster" else f"{value} ({verdict})"
+
+
+def _goal(result: Result, ours: Timing) -> str:
+    target = result.target()
+    if target is None:
+        return ""
+    return f"{target:g}x, {'met' if result.speedup(ours) >= target else 'missed'}"
+
+
+def speed_table(results: list[Result]) -> list[str]:
+    """Time and speed-up of every row of ours that has all its peers."""
+    lines = []
+    for result in results:
+        peer = result.fastest_peer()
+        for ours in result.ours:
+            times = [show_seconds(ours.median), f"{peer.backend} {show_seconds(peer.median)}"]
+            lines.append([*_names(result, ours), *times, _speedup(result, ours), _goal(result, ours)])
+    header = ["case", "dtype", "pass", "backend", "time", "fastest peer", "speed-up", "goal"]
+    return _table(header, lines, 4)
+
+
+def cost_table(results: list[Result]) -> list[str]:
+    """Counts of every row: work, traffic, fraction of the ceiling, memory of ours and of the peers."""
+    lines = []
+    for result in results:
+        for ours in result.ours:
+            counts = ours.counts
+            contestants = (ours, *result.peers)
+            memory = [
+                " / ".join(show_bytes(timing.counts[name]) for timing in contestants)
+                for name in ("saved_bytes", "peak_bytes")
+            ]
+            work = [f"{counts['flops'] / 1e9:.3g} G", show_bytes(counts["bytes"])]
+            work.append(f"{counts['flops'] / counts['bytes']:.3g}")
+            if result.direction == "fwd":
+                memory[0] = ""  # measured without gradients: nothing is saved
+            lines.append(
+                [*_names(result, ours), *work, f"{100 * counts['fraction_of_ceiling']:.2g} %", *memory]
+            )
+    header = ["case", "dtype", "pass", "backend", "FLOP", "bytes", "FLOP/byte", "of ceiling"]
+    return _table([*header, "saved: ours / peers", "peak: ours / peers"], lines, 4)
+
+
+def sweep_table(results: list[Result]) -> list[str]:
+    """Tokens per second of the rows that were measured without all peers."""
+    lines = []
+    for result in results:
+        for timing in (*result.ours, *result.peers):
+            rate = f"{timing.counts['tokens'] / timing.median / 1e6:.3g} M"
+            lines.append([*_names(result, timing), show_seconds(timing.median), rate])
+    return _table(["case", "dtype", "pass", "backend", "time", "tokens/s"], lines, 4)
+
+
+def _ceilings(run: Run) -> list[str]:
+    lines = [["copy (read + written)", f"{run.ceilings['copy'] / 1e9:.3g} GB/s"]]
+    for dtype, rate in run.ceilings["matmul"].items():
+        lines.append([f"torch.mm {dtype}", f"{rate / 1e12:.3g} TFLOP/s"])
+    tiles = run.ceilings["tiles"]
+    if tiles is not None:
+        known = isinstance(tiles, float)
+        lines.append(["tile unit, bf16", f"{tiles / 1e12:.3g} TFLOP/s" if known else f"unknown: {tiles}"])
+    return _table(["ceiling", "measured"], lines, 1)
+
+
+def _machine(run: Run) -> list[str]:
+    machine = run.machine
+    chip = machine.get("gpu") or f"{machine['processor']} ({machine['isa']}), {machine['threads']} threads"
+    names = ("jair_kernels", "torch", "triton", "cuda", "python")
+    versions = ", ".join(f"{name} {machine[name]}" for name in names if machine.get(name))
+    state = " with local changes" if run.commit.get("dirty") else ""
+    return [f"{chip}. {versions}. Commit {run.commit.get('id', 'unknown')[:12]}{state}, {run.date[:10]}."]
+
+
+_METHOD = """\
+Medians; the contestants of a row take turns call by call on the same inputs. The speed-up is over the faster
+of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie": the middle halves of the
+two samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below,
+measured in the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside
+inputs and parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels
+also keep a working memory for each thread, which it does not see."""
+
+
+def _by_op(table: Callable[[list[Result]], list[str]], results: list[Result]) -> list[list[str]]:
+    """A heading and a table for every op."""
+    parts = []
+    for op in dict.fromkeys(result.op for result in results):
+        parts += [[f"### {op}"], table([result for result in results if result.op == op])]
+    return parts
+
+
+def render(run: Run, images: list[str]) -> str:
+    """The whole report as Markdown."""
+    compared = [result for result in run.results if result.complete and result.ours]
+    sweep = [result for result in run.results if not result.complete and result.ours]
+    parts = [[f"# {run.machine['kind']}"], _machine(run), [_METHOD]]
+    if run.device == "cpu" and run.machine["isa"] != "amx":
+        parts.append(["The goals are those of a CPU with AMX tiles, which this one has not."])
+    parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[:1]]
+    parts += [["## Speed"], *_by_op(speed_table, compared)]
+    parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[1:]]
+    parts += [["## Work and memory"], *_by_op(cost_table, compared), ["## Ceilings"], _ceilings(run)]
+    if sweep:
+        parts += [["## Points of the plots, without torch.compile"], *_by_op(sweep_table, sweep)]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def write(source: Path, folder: Path) -> str:
+    """Report and plots of a JSON file into a folder; the report's text."""
+    run = load(source)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = render(run, plots.draw(run, folder))
+    (folder / "README.md").write_text(text)
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Report on a run; with --commit also keep it as the result of its kind of machine."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument(
+        "json", nargs="?", type=Path, default=NEW, help="pytest-benchmark's JSON (default: the last run)"
+    )
+    parser.add_argument("--commit", action="store_true", help="copy it to <results>/<kind of machine>/")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed runs")
+    options = parser.parse_args(arguments)
+    if not options.json.exists():
+        parser.error(f"{options.json}: no such file; run make bench first")
+    folder = options.json.parent
+    if options.commit:
+        folder = options.results / load(options.json).machine["kind"]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(options.json, folder / "benchmarks.json")
+    print(write(options.json, folder))
+    print(f"written to {folder}")
+
+
+if __name__ == "__main__":
+    main()

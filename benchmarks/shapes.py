@@ -1,0 +1,141 @@
+"""What is measured: cases, dtypes, directions, and the speed-ups aimed at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DTYPES = ("bf16", "fp16", "fp32")
+DIRECTIONS = ("fwd", "fwdbwd")
+OURS = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+PEERS = ("eager", "compile")
+OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a problem: B images, N tokens of width D, hidden width H of the score MLP, K output tokens."""
+
+    b: int
+    n: int
+    d: int
+    h: int
+    k: int
+    data: str = "random"
+
+    def __str__(self) -> str:
+        suffix = "" if self.data == "random" else f",{self.data}"
+        return f"{self.b}x{self.n}x{self.d},h{self.h},k{self.k}{suffix}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """The case that prints as `text`."""
+        sizes, h, k, *data = text.split(",")
+        b, n, d = map(int, sizes.split("x"))
+        return cls(b, n, d, int(h[1:]), int(k[1:]), *data)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One measurement: what its contestants, ours and peers, do in turns on the same inputs."""
+
+    op: str
+    case: Case
+    dtype: str
+    direction: str
+    peers: tuple[str, ...] = PEERS
+    full: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.case} {self.dtype} {self.direction}"
+
+
+VIT = Case(16, 196, 768, 64, 8)
+WIDE = Case(8, 1024, 1024, 64, 32)
+SINGLE = Case(1, 196, 768, 64, 8)
+PHOTOS = Case(16, 196, 768, 64, 8, "photos")
+
+# Speed-ups of fused_tokenlearner aimed at on a CPU with AMX, (forward, forward + backward).
+TARGETS = {
+    (str(VIT), "bf16"): (4.2, 3.8),
+    (str(VIT), "fp32"): (2.1, 1.9),
+    (str(PHOTOS), "bf16"): (4.2, 3.8),
+    (str(PHOTOS), "fp32"): (2.1, 1.9),
+    (str(WIDE), "bf16"): (4.2, 4.2),
+    (str(WIDE), "fp32"): (3.0, 2.0),
+    (str(SINGLE), "bf16"): (3.8, 3.2),
+}
+
+_Rows = tuple[tuple[Case, str], ...]
+_CPU_TABLE: _Rows = ((VIT, "bf16"), (VIT, "fp32"), (WIDE, "bf16"), (WIDE, "fp32"), (SINGLE, "bf16"))
+_CPU_MORE: _Rows = ((VIT, "fp16"), (SINGLE, "fp32"))
+
+# On a GPU the tokens of one call exceed the L2 cache, but for the single image.
+_GPU_VIT = Case(256, 196, 768, 64, 8)
+_GPU_TABLE: _Rows = (
+    (_GPU_VIT, "bf16"),
+    (Case(1024, 81, 512, 64, 16), "bf16"),
+    (Case(64, 1024, 1024, 64, 32), "bf16"),
+    (Case(16, 4096, 768, 64, 64), "bf16"),
+    (SINGLE, "bf16"),
+)
+_GPU_MORE: _Rows = ((_GPU_VIT, "fp16"), (_GPU_VIT, "fp32"))
+
+# Tokens of a call while N or K varies, up to the point where one image has more.
+_SWEEP_TOKENS = {"cpu": 3136, "cuda": 50176}
+_SWEEP_N = {"quick": (64, 784, 3136, 12544), "full": (64, 196, 784, 3136, 12544, 50176)}
+_SWEEP_K = {"quick": (1, 32, 128), "full": (1, 2, 4, 8, 16, 32, 64, 128)}
+
+
+def n_sweep_case(n: int, device: str) -> Case:
+    """The case of a given N in the sweep of tokens per second against N."""
+    return Case(max(1, _SWEEP_TOKENS[device] // n), n, 768, 64, 8)
+
+
+def k_sweep_case(k: int, device: str) -> Case:
+    """The case of a given K in the sweep of tokens per second against K."""
+    return Case(_SWEEP_TOKENS[device] // 196, 196, 768, 64, k)
+
+
+def sweep_axis(case: Case, device: str) -> frozenset[str]:
+    """The sweeps, "n" and "k", that a case is a point of."""
+    axes = {"n": n_sweep_case(case.n, device), "k": k_sweep_case(case.k, device)}
+    return frozenset(axis for axis, point in axes.items() if point == case)
+
+
+def only_on_curve(case: Case, dtype: str, device: str) -> bool:
+    """Whether a row is there for the curves alone."""
+    tables = _CPU_TABLE + _CPU_MORE if device == "cpu" else _GPU_TABLE + _GPU_MORE
+    return bool(sweep_axis(case, device)) and (case, dtype) not in tables
+
+
+def groups(op: str, device: str, full: bool) -> list[Group]:
+    """Measurements of an op; with `full` also those that do not fit into ten minutes on two cores."""
+    table, more = (_CPU_TABLE, _CPU_MORE) if device == "cpu" else (_GPU_TABLE, _GPU_MORE)
+    if op == "fused_tokenlearner" and device == "cpu":
+        table = (*table[:2], (PHOTOS, "bf16"), (PHOTOS, "fp32"), *table[2:])
+    if op != "fused_tokenlearner" and device == "cuda":
+        table, more = table[:1], (*table[1:], *more)
+    rows = [Group(op, case, dtype, way) for case, dtype in table for way in DIRECTIONS]
+    rows += [Group(op, case, dtype, way, full=True) for case, dtype in more for way in DIRECTIONS]
+    if op == "fused_tokenlearner":
+        rows += _sweeps(op, device, full)
+    unique: dict[str, Group] = {}
+    for row in rows:  # a point of a sweep may be a row of the table
+        unique.setdefault(str(row), row)
+    return list(unique.values())
+
+
+def _sweeps(op: str, device: str, full: bool) -> list[Group]:
+    """A few points against eager PyTorch alone, as compiling takes seconds a point; with `full` all peers."""
+    points: dict[Case, str] = {}
+    for size in ("full", "quick"):
+        cases = [n_sweep_case(n, device) for n in _SWEEP_N[size]] + [
+            k_sweep_case(k, device) for k in _SWEEP_K[size]
+        ]
+        points.update(dict.fromkeys(cases, size))
+    peers = PEERS if full else PEERS[:1]
+    return [
+        Group(op, case, "bf16", way, peers, full=size == "full")
+        for case, size in points.items()
+        for way in DIRECTIONS
+    ]

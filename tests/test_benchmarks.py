@@ -1,0 +1,320 @@
+"""The benchmark suite's own arithmetic: counts, verdicts, report, comparison. Nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import jair_kernels
+
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
+
+from benchmarks import compare, conftest, contestants, machine, measure, rows, shapes
+from benchmarks.inputs import photo_tokens
+from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
+from jair_kernels.tokenlearner import cost as learner_cost
+
+
+def _row(
+    case: Case, dtype: str, direction: str, backend: str, median: float, op: str = "fused_tokenlearner"
+) -> dict[str, Any]:
+    info = {"op": op, "case": str(case), "dtype": dtype, "direction": direction, "backend": backend}
+    counts = contestants.counts(Group(op, case, dtype, direction))
+    memory = {"saved_bytes": 418_816, "peak_bytes": 2_000_000, "fraction_of_ceiling": 0.25}
+    stats = {"q1": 0.99 * median, "median": median, "q3": 1.01 * median, "rounds": 100}
+    return {"extra_info": info | counts | memory | {"tokens": case.b * case.n}, "stats": stats}
+
+
+def _group(case: Case, dtype: str, direction: str, **medians: float) -> list[dict[str, Any]]:
+    return [_row(case, dtype, direction, backend, median) for backend, median in medians.items()]
+
+
+def _document(*groups: list[dict[str, Any]]) -> dict[str, Any]:
+    matmul = {"bf16": 1e12, "fp16": 1e11, "fp32": 2e11}
+    return {
+        "machine_info": {
+            "kind": "cpu-avx512",
+            "processor": "A processor",
+            "isa": "avx512",
+            "threads": 2,
+            "python": "3.12.1",
+            "torch": "2.13.0",
+            "triton": None,
+            "jair_kernels": "0.1.0",
+        },
+        "commit_info": {"id": "0123456789abcdef", "dirty": False},
+        "datetime": "2026-01-02T03:04:05",
+        "ceilings": {"copy": 3e10, "matmul": matmul, "tiles": "no tile unit in use"},
+        "benchmarks": [row for group in groups for row in group],
+    }
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "direction", "flops", "moved"),
+    [
+        ("fused_tokenlearner", "fp32", "fwd", 350_027_776, 10_225_664),
+        ("fused_tokenlearner", "fp32", "fwdbwd", 1_050_083_328, 30_676_992),
+        ("fused_tokenlearner", "bf16", "fwdbwd", 1_050_083_328, 15_338_496),
+        ("fused_token_pool", "fp32", "fwd", 38_535_168, 10_127_360),
+        ("fused_token_pool", "bf16", "fwdbwd", 115_605_504, 15_191_040),
+        ("fused_tokenfuser", "fp32", "fwdbwd", 1_050_083_328, 49_944_576),
+    ],
+)
+def test_counts_of_a_row(op: str, dtype: str, direction: str, flops: int, moved: int) -> None:
+    assert contestants.counts(Group(op, VIT, dtype, direction)) == {"flops": flops, "bytes": moved}
+
+
+def test_tokenlearner_saves_y_and_statistics_only() -> None:
+    y, lse, statistics = 16 * 8 * 768 * 4, 16 * 8 * 4, 16 * 196 * 2 * 4
+    assert learner_cost.saved_bytes(16, 196, 768, 8, 4) == y + lse + statistics == 418_816 <= 450_000
+
+
+@pytest.mark.parametrize(
+    ("op", "backend", "dtype", "expected"),
+    [
+        ("fused_tokenlearner", "cpu", "fp32", 418_816),
+        ("fused_tokenlearner", "cpu", "bf16", 222_208),
+        ("fused_tokenlearner", "eager", "fp32", 11_364_864),
+        ("fused_token_pool", "cpu", "fp32", 393_728),
+        ("fused_token_pool", "eager", "fp32", 100_352),
+        ("fused_tokenfuser", "cpu", "fp32", 25_088),
+        ("fused_tokenfuser", "eager", "fp32", 11_364_864),
+    ],
+)
+def test_saved_for_backward(op: str, backend: str, dtype: str, expected: int) -> None:
+    problem = contestants.Problem.build(Group(op, VIT, dtype, "fwdbwd"), "cpu", 0)
+    arguments = problem.arguments(0)
+    if backend != "eager":
+        reason = jair_kernels.why_not(op, backend, *arguments.values())
+        if reason:
+            pytest.skip(f"{op} {backend}: {reason}")
+    assert measure.saved_bytes(contestants.function(op, backend, "cpu"), arguments) == expected
+
+
+def test_saved_bytes_counts_a_storage_once() -> None:
+    x, w = torch.randn(64, 32, requires_grad=True), torch.randn(32, 16, requires_grad=True)
+
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        h = (x @ w).exp()  # keeps its result; x, w and the view of h add nothing
+        return h[:32] * h[32:]
+
+    assert measure.saved_bytes(run, {"x": x, "w": w}) == 64 * 16 * 4
+
+
+def test_peak_bytes_counts_what_lives_at_once() -> None:
+    x = torch.zeros(1000, 1000)
+
+    def call(index: int) -> tuple[torch.Tensor, ...]:
+        y = x.exp()
+        z = y.neg()  # y and z live
+        del y
+        return (z.exp(),)  # z and the result live
+
+    assert measure.peak_bytes(call, "cpu") == 2 * x.nbytes
+
+
+def test_recorded_clock_replays_durations() -> None:
+    clock = measure.RecordedClock()
+    clock.load([0.25, 0.5])
+    seen = []
+    for _ in range(2):
+        start = clock.now()
+        clock.replay()
+        seen.append(clock.now() - start)
+    assert seen == [0.25, 0.5]
+
+
+def test_contestants_take_turns() -> None:
+    order: list[str] = []
+
+    def call(name: str) -> measure.Call:
+        def run(index: int) -> tuple[torch.Tensor, ...]:
+            order.append(name)
+            return ()
+
+        return run
+
+    samples = measure.take_turns({"a": call("a"), "b": call("b")}, "cpu", budget=0.0)
+    rounds = len(samples["a"])
+    assert len(samples["b"]) == rounds >= 11
+    assert order[-2 * rounds :] == ["a", "b"] * rounds
+
+
+def test_disagreement_refuses_a_wrong_answer() -> None:
+    group = Group("fused_tokenlearner", VIT, "fp32", "fwd")
+    want = torch.ones(4)
+    assert contestants.disagreement(group, (want + 1e-6,), (want,)) is None
+    assert contestants.disagreement(group, (want + 0.5,), (want,)) == (
+        "relative difference 5.00e-01 to eager PyTorch, expected at most 0.001"
+    )
+    assert contestants.disagreement(group, (want * float("nan"),), (want,)) is not None
+
+
+@pytest.mark.parametrize("case", [VIT, WIDE, SINGLE, PHOTOS])
+def test_case_reads_what_it_prints(case: Case) -> None:
+    assert Case.parse(str(case)) == case
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("op", shapes.OPS)
+def test_groups_are_unique_and_full_adds_to_quick(op: str, device: str) -> None:
+    quick = [str(group) for group in shapes.groups(op, device, full=False) if not group.full]
+    full = [str(group) for group in shapes.groups(op, device, full=True)]
+    assert len(set(full)) == len(full)
+    assert set(quick) < set(full)
+
+
+def test_cpu_rows_include_every_goal() -> None:
+    quick = [group for group in shapes.groups("fused_tokenlearner", "cpu", full=False) if not group.full]
+    held = {(str(group.case), group.dtype, group.direction) for group in quick if group.peers == shapes.PEERS}
+    assert held >= {(*key, direction) for key in shapes.TARGETS for direction in shapes.DIRECTIONS}
+
+
+def test_sweeps_reach_their_ends() -> None:
+    cases = {group.case for group in shapes.groups("fused_tokenlearner", "cpu", full=True)}
+    by_axis = {axis: [case for case in cases if axis in shapes.sweep_axis(case, "cpu")] for axis in "nk"}
+    assert {case.n for case in by_axis["n"]} == {64, 196, 784, 3136, 12544, 50176}
+    assert {case.k for case in by_axis["k"]} == {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+def test_photo_tokens_are_patches() -> None:
+    datasets = pytest.importorskip(
+        "sklearn.datasets", reason="scikit-learn, which ships the photographs, is missing"
+    )
+    tokens = photo_tokens(3)
+    photos = datasets.load_sample_images().images
+    assert tokens.shape == (3, 196, 768)
+    assert 0 <= float(tokens.min()) < float(tokens.max()) <= 1
+    second_of_row_one = torch.from_numpy(photos[0][16:32, 16:32].copy()).reshape(-1) / 255
+    assert torch.equal(tokens[0, 15], second_of_row_one)
+    assert not torch.equal(tokens[0], tokens[2])  # another crop of the same photograph
+
+
+def test_result_carries_no_host_name() -> None:
+    config = SimpleNamespace(getoption=lambda name: "cpu")
+    info: dict[str, Any] = {"node": "some-host", "release": "6.1", "cpu": {"brand_raw": "x"}}
+    conftest.pytest_benchmark_update_machine_info(config, info)
+    assert info == machine.describe("cpu")
+    assert {"node", "release", "cpu"}.isdisjoint(info)
+    assert platform.node() not in [str(value) for value in info.values()]
+    commit: dict[str, Any] = {"id": "abc", "branch": "b", "project": "p", "time": "t", "dirty": True}
+    conftest.pytest_benchmark_update_commit_info(config, commit)
+    assert commit == {"id": "abc", "time": "t", "dirty": True}
+
+
+def test_speedup_is_over_the_fastest_peer() -> None:
+    run = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=5e-3, compile=4e-3)))
+    (result,) = run.results
+    assert result.fastest_peer().backend == "compile"
+    assert result.speedup(result.ours[0]) == pytest.approx(4.0)
+    assert result.verdict(result.ours[0]) == "faster"
+    assert result.target() == 4.2
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(0.97e-3, "faster"), (0.99e-3, "tie"), (1.01e-3, "tie"), (1.2e-3, "slower")]
+)
+def test_overlapping_samples_are_a_tie(ours: float, verdict: str) -> None:
+    run = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=ours, eager=1e-3, compile=2e-3)))
+    assert run.results[0].verdict(run.results[0].ours[0]) == verdict
+
+
+def test_summary_leaves_out_rows_without_all_peers() -> None:
+    document = _document(
+        _group(VIT, "bf16", "fwd", cpu=1e-3, eager=5e-3, compile=4e-3),
+        _group(WIDE, "bf16", "fwd", cpu=1e-3, eager=5e-3),
+    )
+    (line,) = rows.summary(rows.parse(document))
+    assert line.split() == [
+        *("fused_tokenlearner", str(VIT), "bf16", "fwd", "cpu", "1", "ms"),
+        *("4.00x", "faster", "over", "compile", "4", "ms", "target", "4.2x"),
+    ]
+
+
+def _write(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "run.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_report_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib, which draws the plots, is missing")
+    from benchmarks import report
+
+    document = _document(
+        _group(VIT, "bf16", "fwd", cpu=1e-3, eager=5e-3, compile=4.3e-3),
+        _group(VIT, "fp32", "fwdbwd", cpu=5e-3, eager=5e-3, compile=6e-3),
+        _group(WIDE, "fp32", "fwd", cpu=9e-3, eager=6e-3, compile=7e-3),
+        _group(shapes.k_sweep_case(1, "cpu"), "bf16", "fwd", cpu=1e-3, eager=3.136e-3),
+        _group(shapes.n_sweep_case(64, "cpu"), "bf16", "fwd", cpu=1e-3, eager=2e-3),
+    )
+    source = _write(tmp_path, document)
+    report.main([str(source), "--commit", "--results", str(tmp_path)])
+    folder = tmp_path / "cpu-avx512"
+    text = (folder / "README.md").read_text()
+    assert text in capsys.readouterr().out
+    assert f"| {VIT} | bf16 | fwd | cpu | 1 ms | compile 4.3 ms | **4.30x** | 4.2x, met |" in text
+    assert f"| {VIT} | fp32 | fwdbwd | cpu | 5 ms | eager 5 ms | 1.00x (tie) | 1.9x, missed |" in text
+    assert f"| {WIDE} | fp32 | fwd | cpu | 9 ms | eager 6 ms | 0.67x (slower) | 3x, missed |" in text
+    memory = "419 kB / 419 kB / 419 kB | 2 MB / 2 MB / 2 MB"
+    assert f"| {VIT} | fp32 | fwdbwd | cpu | 1.05 G | 30.7 MB | 34.2 | 25 % | {memory} |" in text
+    assert "| 16x196x768,h64,k1 | bf16 | fwd | eager | 3.14 ms | 1 M |" in text
+    assert "A processor (avx512), 2 threads. jair_kernels 0.1.0, torch 2.13.0, python 3.12.1." in text
+    assert "Commit 0123456789ab, 2026-01-02." in text
+    assert "The goals are those of a CPU with AMX tiles, which this one has not." in text
+    assert json.loads((folder / "benchmarks.json").read_text()) == document
+    for plot in ("speedups.svg", "tokens_per_second.svg", "roofline.svg"):
+        assert f"]({plot})" in text
+        first = (folder / plot).read_bytes()
+        report.main([str(source), "--commit", "--results", str(tmp_path)])
+        assert (folder / plot).read_bytes() == first
+
+
+def test_report_refuses_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main([str(tmp_path / "absent.json")])
+    assert "absent.json: no such file; run make bench first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ours", "faults"), [(1.0e-3, 0), (1.15e-3, 0), (1.25e-3, 1), (0.5e-3, 0)])
+def test_compare_fails_over_fifteen_per_cent(ours: float, faults: int) -> None:
+    old = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))
+    new = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=ours, eager=4e-3, compile=5e-3)))
+    outcome = compare.compare(old, new)
+    assert len(outcome.lines) == 1
+    assert len(outcome.faults) == faults
+
+
+def test_compare_looks_at_ratios_not_at_times() -> None:
+    old = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))
+    new = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=3e-3, eager=12e-3, compile=15e-3)))
+    outcome = compare.compare(old, new)
+    assert outcome.lines == [f"fused_tokenlearner {VIT} bf16 fwd cpu: 4.00x -> 4.00x (+0 %)"]
+    assert outcome.faults == []
+
+
+def test_compare_notices_a_row_of_ours_that_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = tmp_path / "cpu-avx512" / "benchmarks.json"
+    committed.parent.mkdir()
+    document = _document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3))
+    committed.write_text(json.dumps(document))
+    source = _write(tmp_path, _document(_group(VIT, "bf16", "fwd", eager=4e-3, compile=5e-3)))
+    assert compare.main([str(source), "--results", str(tmp_path)]) == 1
+    message = f"REGRESSED fused_tokenlearner {VIT} bf16 fwd cpu: not measured, although its peers were"
+    assert message in capsys.readouterr().out
+    assert compare.main([str(_write(tmp_path, document)), "--results", str(tmp_path)]) == 0
+
+
+def test_compare_without_a_committed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = _write(tmp_path, _document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))
+    assert compare.main([str(source), "--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing to compare with: no committed run of a cpu-avx512\n"

@@ -20,7 +20,7 @@ template <typename C, int R, int V>
 inline void gemm_tile(int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add) {
   Vec<C> acc[R][V];
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) acc[r][v] = add ? load(c + r * ldc + v * kLanes<C>) : Vec<C>{};
+    for (int v = 0; v < V; ++v) acc[r][v] = Vec<C>{};
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<C> row[V];
@@ -31,7 +31,10 @@ inline void gemm_tile(int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) store(c + r * ldc + v * kLanes<C>, acc[r][v]);
+    for (int v = 0; v < V; ++v) {
+      C* to = c + r * ldc + v * kLanes<C>;
+      store(to, add ? load(to) + acc[r][v] : acc[r][v]);
+    }
   }
 }
 
@@ -67,8 +70,8 @@ template <typename C>
 inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add,
                  C* pack) {
   constexpr int kWidth = kPackWidth<C>;
-  for (int64_t k0 = 0; k0 < depth; k0 += pack ? kPackDepth : depth) {
-    const int64_t count = pack && depth - k0 > kPackDepth ? kPackDepth : depth - k0;
+  for (int64_t k0 = 0; k0 < depth; k0 += kPackDepth) {
+    const int64_t count = depth - k0 > kPackDepth ? kPackDepth : depth - k0;
     const Operand<C> left{a.data + k0 * a.step, a.row, a.step};
     const bool accumulate = add || k0 > 0;
     for (int64_t j = 0; j < n; j += kWidth) {

@@ -44,9 +44,13 @@ class VectorEngine {
   void load_centred(Rows& rows, int64_t n, const T* x, int64_t width, C eps, C* mean, C* rstd) const {
     C* row = rows.data + n * rows.dp;
     convert_row(x, row, width);
+    const C first = row[0];
     Vec<C> total{};
-    for (int64_t d = 0; d < rows.dp; d += kLanes<C>) total += load(row + d);
-    *mean = sum<C>(total) / width;
+    int64_t d = 0;
+    for (; d + kLanes<C> <= width; d += kLanes<C>) total += load(row + d) - first;
+    C rest = 0;
+    for (; d < width; ++d) rest += row[d] - first;
+    *mean = first + (sum<C>(total) + rest) / width;
     const C squares = subtract(rows, n, width, *mean);
     *rstd = C(1) / std::sqrt(squares / width + eps);
   }

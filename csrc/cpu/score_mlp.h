@@ -112,7 +112,7 @@ class ScoreMlp {
         value_(frame.take<C>(E::kStrip * w_.hp)), centred_(frame.take<C>(E::kStrip * w_.hp)) {
     if (!sums) return;
     rdh_ = frame.take<C>(block * w_.hp), slope_ = frame.take<C>(E::kStrip * w_.hp);
-    constant_ = frame.take<C>(block), linear_ = frame.take<C>(block);
+    constant_ = frame.take<C>(block), linear_ = frame.take<C>(block), strip_ = frame.take<C>(2 * w_.hp);
   }
 
   const uint8_t* keep(int64_t image, int64_t token) const {
@@ -175,9 +175,13 @@ class ScoreMlp {
     }
     gemm<C>(count, hp, p_.outputs, {ds, kp, 1}, w_.w2, hp, rdh, hp, false, nullptr);
     gemm<C>(p_.outputs, hp, count, {ds, 1, kp}, value_, hp, sums_.dw2, hp, true, nullptr);
-    for (int64_t n = 0; n < count * kp; n += kp) {
-      for (int64_t k = 0; k < kp; k += kLanes<C>) store(sums_.db2 + k, load(sums_.db2 + k) + load(ds + n + k));
+    // Sums over many tokens go through sums over this strip, or their error would grow with N.
+    for (int64_t k = 0; k < kp; k += kLanes<C>) {
+      Vec<C> total{};
+      for (int64_t n = 0; n < count * kp; n += kp) total += load(ds + n + k);
+      store(sums_.db2 + k, load(sums_.db2 + k) + total);
     }
+    zero(strip_, 2 * hp);
     for (int64_t n = 0; n < count; ++n) {
       const int64_t row = first + n;
       const C r = rstd_[row], offset = mean_[row] - rows.shift[row];
@@ -186,12 +190,16 @@ class ScoreMlp {
         const Vec<C> dh = load(rdh + n * hp + h) * load(slope_ + n * hp + h);
         along_c += dh * load(w_.c + h);
         along_h += dh * load(centred + n * hp + h);
-        store(sums_.db1 + h, load(sums_.db1 + h) + dh);
+        store(strip_ + h, load(strip_ + h) + dh);
         store(rdh + n * hp + h, r * dh);
-        store(sums_.shifted + h, load(sums_.shifted + h) + r * offset * dh);
+        store(strip_ + hp + h, load(strip_ + hp + h) + r * offset * dh);
       }
       linear_[row] = r * r * sum<C>(along_h) / p_.width;
       constant_[row] = r * sum<C>(along_c) / p_.width - linear_[row] * offset;
+    }
+    for (int64_t h = 0; h < hp; h += kLanes<C>) {
+      store(sums_.db1 + h, load(sums_.db1 + h) + load(strip_ + h));
+      store(sums_.shifted + h, load(sums_.shifted + h) + load(strip_ + hp + h));
     }
   }
 
@@ -213,7 +221,7 @@ class ScoreMlp {
   const ScoreMlpWeights<T>& w_;
   ScoreMlpSums<C> sums_;
   C *mean_, *rstd_, *value_, *centred_;
-  C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr;
+  C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr, *strip_ = nullptr;
 };
 
 // Joins the sums of all threads in their order and writes columns [first, last) of the parameter gradients; first and

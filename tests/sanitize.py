@@ -1,8 +1,8 @@
 """Runs the kernel tests against a CPU library built with the address and undefined-behaviour sanitizers.
 
-``python -m tests.sanitize [pytest arguments]``. The sources are copied to build/sanitize/, so that the library
-of the working tree stays as it is; setup.py of the copy gives every other flag. A finding ends the run: PyTorch
-allocates through the sanitizer's malloc, hence a read past the end of a tensor is one.
+``python -m tests.sanitize [pytest arguments]``. The sources are copied to build/sanitize/, so that the
+library of the working tree stays as it is; setup.py of the copy gives every other flag. A finding ends the
+run: PyTorch allocates through the sanitizer's malloc, hence a read past the end of a tensor is one.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ bench-full: setup  ## every shape
 	$(PY) -m benchmarks.report
 
 bench-compare: setup  ## the new run against the committed one; fails on a ratio that is 15 % worse
-	$(PY) -m benchmarks.report --compare
+	$(PY) -m benchmarks.compare
 
 lint: setup  ## style and types
 	$(BIN)/ruff check .

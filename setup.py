@@ -66,6 +66,10 @@ def extension() -> cpp_extension.CppExtension:
 class BuildLibrary(cpp_extension.BuildExtension):
     """A plain shared library: no Python symbols, hence no Python version in its name."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / "temp")  # an editable install would throw its object files away
+
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"
 

@@ -1,0 +1,70 @@
+"""The README's examples print what it says, its support table is the code's, its links lead somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from jair_kernels import _backends
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```\s+```\n(.*?)```", README, re.DOTALL)
+NAMES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, with its header."""
+    section = README.split(f"{heading}\n", 1)[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    assert lines is not None
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines[0].splitlines()]
+    return [row for row in rows if not set(row[0]) <= {"-"}]
+
+
+def test_every_python_block_shows_its_output() -> None:
+    assert len(EXAMPLES) == README.count("```python") == 2
+
+
+@pytest.mark.parametrize(("program", "output"), EXAMPLES, ids=["function", "module"])
+def test_example_prints_what_the_readme_shows(program: str, output: str) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(program, "README.md", "exec"), {})
+    assert printed.getvalue() == output
+
+
+def test_support_table_is_the_code() -> None:
+    (_, *backends), *rows = table_rows("### Support")
+    assert tuple(backends) == _backends.BACKENDS
+    assert {row[0] for row in rows} == set(_backends.operators())
+    for function, *cells in rows:
+        op = function.removeprefix("fused_")
+        for backend, cell in zip(backends, cells, strict=True):
+            written = {
+                "triton": ROOT / "jair_kernels" / op / "triton.py",
+                "cuda": ROOT / f"csrc/cuda/{op}.cu",
+            }
+            dtypes = {NAMES[str(dtype).removeprefix("torch.")] for dtype in _backends.dtypes(backend)}
+            expected = dtypes if backend not in written or written[backend].exists() else {"-"}
+            assert set(cell.split()) == expected, (function, backend)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text())
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {
+        target
+        for document in (README, (ROOT / "CONTRIBUTING.md").read_text())
+        for target in re.findall(r"`make ([a-z-]+)", document)
+    }
+    assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []

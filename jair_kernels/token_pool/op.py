@@ -37,13 +37,13 @@ def _fake_backward(
 
 def _register() -> None:
     kernels = {}
-    if _library.load_error is None:
+    if _library.has_kernel("token_pool", "CPU"):
         ops = torch.ops.jair_kernels
         torch.library.register_fake("jair_kernels::token_pool_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::token_pool_backward", _fake_backward)
         _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5))
         kernels["cpu"] = Kernel(ops.token_pool_forward.default, ops.token_pool_backward.default)
-        if _library.has_cuda_kernels():
+        if _library.has_kernel("token_pool", "CUDA"):
             kernels["cuda"] = kernels["cpu"]
 
         @register_flop_formula(ops.token_pool_forward)

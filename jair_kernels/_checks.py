@@ -14,9 +14,9 @@ def _show(dims: str, sizes: Sequence[int | None]) -> str:
     return f"[{', '.join(dims.split())}] = [{', '.join('any' if s is None else str(int(s)) for s in sizes)}]"
 
 
-def _strided(name: str, value: object) -> torch.Tensor:
+def _strided(name: str, value: object, wanted: str = "a tensor") -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
     if value.layout is not torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)[6:]
         raise ValueError(f"{name}: expected a strided tensor, got layout {kind}")
@@ -39,20 +39,27 @@ def main_input(name: str, value: object, dims: str, *, nonempty: str = "N D") ->
 
 
 def operand(
-    name: str, value: object, dims: str, sizes: Sequence[int | None], main: torch.Tensor, mixed: bool
+    name: str,
+    value: object,
+    dims: str,
+    sizes: Sequence[int | None],
+    main: torch.Tensor,
+    mixed: bool,
+    wanted: str = "a tensor",
 ) -> None:
-    """A tensor beside the main input: these sizes (None: any but 0), its device, its dtype (any float if `mixed`)."""
-    tensor = _strided(name, value)
+    """A tensor beside the main input: these sizes (None: any but 0), its device, its dtype (any if `mixed`)."""
+    tensor = _strided(name, value, wanted)
     shape, dtype = tensor.shape, tensor.dtype
     if len(shape) != len(sizes):
         raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(shape)}")
-    for have, want in zip(shape, sizes, strict=True):
-        if have == 0 if want is None else have != want:
-            at_least = " with none of them 0" if want is None else ""
-            raise ValueError(f"{name}: expected shape {_show(dims, sizes)}{at_least}, got {list(shape)}")
+    for axis, (have, want) in enumerate(zip(shape, sizes, strict=True)):
+        if want is not None and have != want:
+            raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(shape)}")
+        if want is None and have == 0:
+            raise ValueError(f"{name}: expected {dims.split()[axis]} >= 1, got shape {list(shape)}")
     if dtype != main.dtype and not (mixed and dtype in _FLOATS):
-        wanted = _NAMES if mixed else f"{str(main.dtype)[6:]} like the main input"
-        raise TypeError(f"{name}: expected dtype {wanted}, got {str(dtype)[6:]}")
+        expected = _NAMES if mixed else f"{str(main.dtype)[6:]} like the main input"
+        raise TypeError(f"{name}: expected dtype {expected}, got {str(dtype)[6:]}")
     if tensor.device != main.device:
         raise ValueError(f"{name}: expected device {main.device} like the main input, got {tensor.device}")
 
@@ -62,22 +69,20 @@ def optional(
 ) -> None:
     """As `operand`, or None."""
     if value is not None:
-        operand(name, value, dims, sizes, main, mixed)
+        operand(name, value, dims, sizes, main, mixed, wanted="a tensor or None")
 
 
 def key_mask(name: str, value: object, sizes: Sequence[int], main: torch.Tensor) -> None:
     """A bool tensor [B, N] on the main input's device, or None."""
     if value is None:
         return
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a bool tensor or None, got {type(value).__name__}")
-    _strided(name, value)
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name}: expected dtype bool (True = keep), got {str(value.dtype)[6:]}")
-    if value.ndim != 2 or value.shape[0] != sizes[0] or value.shape[1] != sizes[1]:
-        raise ValueError(f"{name}: expected shape {_show('B N', sizes)}, got {list(value.shape)}")
-    if value.device != main.device:
-        raise ValueError(f"{name}: expected device {main.device} like the main input, got {value.device}")
+    mask = _strided(name, value, wanted="a bool tensor or None")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype bool (True = keep), got {str(mask.dtype)[6:]}")
+    if mask.ndim != 2 or mask.shape[0] != sizes[0] or mask.shape[1] != sizes[1]:
+        raise ValueError(f"{name}: expected shape {_show('B N', sizes)}, got {list(mask.shape)}")
+    if mask.device != main.device:
+        raise ValueError(f"{name}: expected device {main.device} like the main input, got {mask.device}")
 
 
 def choice(name: str, value: object, options: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m jair_kernels [--json]``: what is installed, what runs here and why not, what a GPU has verified."""
+"""``python -m jair_kernels [--json]``: what is installed, what runs here or why not, what GPUs verified."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _verification(verified: list[dict[str, str]], version: str, op: str, backend
     return "unverified on a GPU" + (f" at this version (last: {', '.join(before)})" if before else "")
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = (zip(row, widths, strict=True) for row in (header, *rows))
     return ["  " + "  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in lines]
@@ -110,7 +110,8 @@ def text(facts: dict[str, Any]) -> str:
 
     isa = facts["cpu_isa"]
     gpus = [f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in facts["gpus"]]
-    reasons = [(name, "available" if why is None else f"no: {why}") for name, why in facts["backends"].items()]
+    backends = facts["backends"].items()
+    reasons = [(name, "available" if why is None else f"no: {why}") for name, why in backends]
     return "\n".join(
         [
             f"jair-kernels {facts['package']}, Python {facts['python']}, torch {facts['torch']}, "

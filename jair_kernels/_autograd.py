@@ -22,7 +22,7 @@ def grads_like(
 ) -> Gradients:
     """A kernel's gradients, each in its input's own dtype; None where nobody asked or the input is absent.
 
-    Kernels return gradients of parameters in the accumulation dtype, and an empty one for an absent parameter.
+    Kernels return parameter gradients in the accumulation dtype, an empty one for an absent parameter.
     """
     triples = zip(grads, inputs, needed, strict=True)
     return tuple(None if t is None or not need else cast(grad, t.dtype) for grad, t, need in triples)
@@ -90,10 +90,10 @@ def differentiable_once(op: str) -> Callable[[Callable[..., Gradients]], Callabl
 class Differentiable:
     """The call of an op's autograd function, paying for `Function.apply` only where it is needed.
 
-    `apply` adds 25 us to a kernel of 4 us, most of it to bind default arguments. So an eager call that records
-    nothing runs the forward alone, and one that records enters torch below the binding. Under `torch.compile`
-    the plain function is applied, because Dynamo takes none that defines `jvp`; everywhere else `jvp` makes
-    forward-mode differentiation an error that names the op.
+    `apply` adds 25 us to a kernel of 4 us, most of it to bind default arguments. So an eager call that
+    records nothing runs the forward alone, and one that records enters torch below the binding. Under
+    `torch.compile` the plain function is applied, because Dynamo takes none that defines `jvp`; everywhere
+    else `jvp` makes forward-mode differentiation an error that names the op.
     """
 
     def __init__(self, op: str, function: Any) -> None:
@@ -106,7 +106,7 @@ class Differentiable:
         members = {"jvp": staticmethod(jvp), "__doc__": function.__doc__}
         self.traced = function
         self.eager: Any = type(function.__name__, (function,), members)
-        self.record = super(torch.autograd.Function, self.eager).apply
+        self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():

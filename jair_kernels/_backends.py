@@ -142,7 +142,7 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
 
 
 def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
-    """The backend a call runs on: the explicit one (argument, then `use_backend`), else the first that fits.
+    """The backend of a call: the explicit one (argument, then `use_backend`), else the first that fits.
 
     Raises:
         ValueError: the explicit backend is unknown or cannot run this call.
@@ -161,8 +161,10 @@ def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Within the block every op that this thread calls without an explicit `backend` runs on this one, or raises
-    why it cannot. It may surround a call of compiled code (which recompiles) or stand inside it.
+    """Within the block every op that this thread calls without an explicit `backend` runs on this one.
+
+    What cannot run on it raises the reason. The block may surround a call of compiled code, which is compiled
+    once for each backend, or stand inside it.
 
     Raises:
         ValueError: the backend is unknown or not available on this machine.

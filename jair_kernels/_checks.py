@@ -47,7 +47,7 @@ def operand(
     mixed: bool,
     wanted: str = "a tensor",
 ) -> None:
-    """A tensor beside the main input: these sizes (None: any but 0), its device, its dtype (any if `mixed`)."""
+    """A tensor beside the main input: these sizes (None: not 0), its device, its dtype (any if `mixed`)."""
     tensor = _strided(name, value, wanted)
     shape, dtype = tensor.shape, tensor.dtype
     if len(shape) != len(sizes):

@@ -11,7 +11,9 @@ PATH = Path(__file__).with_name("_C.so")
 
 def _load() -> str | None:
     if not PATH.exists():
-        return f"the compiled library {PATH.name} is missing: install the wheel, or pip install -e . to build it"
+        return (
+            f"the compiled library {PATH.name} is missing: install the wheel, or build it (pip install -e .)"
+        )
     try:
         torch.ops.load_library(str(PATH))  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -23,7 +25,7 @@ load_error: str | None = _load()
 
 
 def has_kernel(op: str, device: str) -> bool:
-    """Whether the library has a kernel of `op` for "CPU" or "CUDA": an old build may lack one, schema and all."""
+    """Whether the library has a kernel of `op` for "CPU" or "CUDA"; one of an older version may lack it."""
     if load_error is not None or not hasattr(torch.ops.jair_kernels, f"{op}_forward"):
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"jair_kernels::{op}_forward", device))

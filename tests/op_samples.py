@@ -9,7 +9,11 @@ import torch
 import jair_kernels
 
 OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
-NAMES = {"fused_tokenlearner": "tokenlearner", "fused_token_pool": "token_pool", "fused_tokenfuser": "tokenfuser"}
+NAMES = {
+    "fused_tokenlearner": "tokenlearner",
+    "fused_token_pool": "token_pool",
+    "fused_tokenfuser": "tokenfuser",
+}
 MASKED = ("fused_tokenlearner", "fused_token_pool")
 
 
@@ -60,7 +64,7 @@ def sample(
 
 
 def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-5) -> None:
-    """Relative Frobenius distance; the kernels' own accuracy is tested per op, here a right answer is enough."""
+    """Relative Frobenius distance; the kernels' accuracy is tested per op, here a right answer is enough."""
     assert got.shape == want.shape
     error = (got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30)
     assert error <= limit, f"relative error {error:.2e} > {limit:.0e}"

@@ -54,7 +54,10 @@ def test_isa_is_the_one_in_use(facts: dict) -> None:
     if _library.load_error is not None:
         pytest.skip(f"no compiled library: {_library.load_error}")
     best = torch.ops.jair_kernels.cpu_isa_best()
-    assert facts["cpu_isa"] == {"active": environment.ISAS[torch.ops.jair_kernels.cpu_isa()], "best": environment.ISAS[best]}
+    assert facts["cpu_isa"] == {
+        "active": environment.ISAS[torch.ops.jair_kernels.cpu_isa()],
+        "best": environment.ISAS[best],
+    }
 
 
 def test_isa_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +70,12 @@ def test_isa_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_text_names_everything() -> None:
     text = run()
-    for line in (f"jair-kernels {jair_kernels.__version__}", f"torch {torch.__version__}", "Backends", "What runs here"):
+    for line in (
+        f"jair-kernels {jair_kernels.__version__}",
+        f"torch {torch.__version__}",
+        "Backends",
+        "What runs here",
+    ):
         assert line in text
     for op in _backends.operators():
         assert text.count(op) == 2

@@ -36,7 +36,9 @@ def loss(y: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_autocast_gives_its_dtype_and_gradients_in_the_inputs_own(op: str, dtype: torch.dtype, backend: str) -> None:
+def test_autocast_gives_its_dtype_and_gradients_in_the_inputs_own(
+    op: str, dtype: torch.dtype, backend: str
+) -> None:
     call = sample(op).requiring_grad()
     with torch.autocast("cpu", dtype):
         y = call(backend=backend)
@@ -122,7 +124,9 @@ def test_func_grad(op: str) -> None:
         assert torch.allclose(a, b, atol=1e-10), name
 
 
-def stacked(op: str, vary: str, samples: int = 3) -> tuple[list[dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]]:
+def stacked(
+    op: str, vary: str, samples: int = 3
+) -> tuple[list[dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]]:
     """Calls of one sample each, their tensors stacked where they vary ("inputs" or "all"), and vmap's in_dims."""
     calls = [sample(op, masked=op in MASKED, dtype=torch.float64, seed=s).tensors for s in range(samples)]
     varying = {n for n in calls[0] if vary == "all" or n in ("x", "scores", "tokens")}
@@ -184,7 +188,10 @@ def test_gradient_of_a_vmap_and_batched_gradients(op: str) -> None:
 
 
 def second(op: str) -> str:
-    return f"{op}: expected to be differentiated once, got a double backward; backend='reference' can be differentiated again"
+    return (
+        f"{op}: expected to be differentiated once, got a double backward; "
+        "backend='reference' can be differentiated again"
+    )
 
 
 def forward(op: str) -> str:
@@ -269,8 +276,7 @@ def test_a_dual_level_without_dual_tensors_is_harmless(op: str) -> None:
 def test_the_reference_has_all_derivatives(op: str) -> None:
     """What the messages promise."""
     call = sample(op, b=1, n=3, d=4, h=3, k=2, dtype=torch.float64)
-    names, tensors = names_and_tensors(call)
-    tensors = tuple(t.requires_grad_() for t in tensors)
+    tensors = tuple(t.requires_grad_() for t in call.tensors.values())
     function = of_tensors(call, "reference")
     assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=False)
     assert torch.autograd.gradgradcheck(function, tensors)

@@ -23,8 +23,8 @@ def score_mlp(
     wide = x.dtype  # autocast lets dtypes differ, but on the CPU it does not bring those of layer_norm together
     for t in (norm_weight, norm_bias):
         wide = wide if t is None else torch.promote_types(wide, t.dtype)
-    norm = [None if t is None else t.to(wide) for t in (norm_weight, norm_bias)]
-    normed = F.layer_norm(x.to(wide), x.shape[-1:], *norm, eps)
+    weight, bias = (None if t is None else t.to(wide) for t in (norm_weight, norm_bias))
+    normed = F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps)
     return F.linear(F.gelu(F.linear(normed, w1, b1), approximate=approximate), w2, b2)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
 Gradients = tuple[torch.Tensor | None, ...]
@@ -87,6 +88,16 @@ def differentiable_once(op: str) -> Callable[[Callable[..., Gradients]], Callabl
     return decorate
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _differentiating() -> bool:
+    """Whether torch.func is taking derivatives (a vmap alone is harmless).
+
+    A constant while Dynamo traces, which enters the transforms that it meets and guards on those around it.
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() in (TransformType.Grad, TransformType.Jvp) for level in stack)
+
+
 class Differentiable:
     """The call of an op's autograd function, paying for `Function.apply` only where it is needed.
 
@@ -104,12 +115,17 @@ class Differentiable:
             )
 
         members = {"jvp": staticmethod(jvp), "__doc__": function.__doc__}
+        self.op = op
         self.traced = function
         self.eager: Any = type(function.__name__, (function,), members)
         self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
+            if _differentiating() or forward_ad._current_level >= 0:  # Dynamo would lose the derivative
+                raise NotImplementedError(
+                    f"{self.op}: expected torch.func and forward mode outside of torch.compile, got one within"
+                )
             return self.traced.apply(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.eager.apply(*args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from op_samples import MASKED, OPS, Call, close, sample
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 
 import jair_kernels as jk
 from jair_kernels import _library
@@ -228,3 +230,45 @@ def test_a_bad_argument_is_refused_in_compiled_code_too() -> None:
     compiled = torch.compile(Doubled("fused_token_pool"), fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="expected shape"):  # Dynamo wraps the ValueError in its own type
         compiled({**call.tensors, "scores": torch.zeros(2, 8, 3)})
+
+
+def derivatives(op: str) -> dict[str, Any]:
+    """Functions of x that torch.func or forward mode differentiate."""
+    call = sample(op)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return call(x=x).square().sum()
+
+    return {
+        "grad": torch.func.grad(value),
+        "second": torch.func.grad(lambda x: torch.func.grad(value)(x).sum()),
+        "jvp": lambda x: torch.func.jvp(value, (x,), (x,))[1],
+        "dual": value,
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("kind", ["grad", "second", "jvp", "dual"])
+def test_derivatives_that_dynamo_would_lose_are_refused(op: str, kind: str) -> None:
+    x = sample(op).tensors["x"]
+    compiled = torch.compile(derivatives(op)[kind], fullgraph=True, backend="aot_eager")
+    message = f"{op}: expected torch.func and forward mode outside of torch.compile, got one within"
+    with forward_ad.dual_level() if kind == "dual" else nullcontext():
+        x = forward_ad.make_dual(x, x) if kind == "dual" else x
+        with pytest.raises(Exception, match=message):  # Dynamo wraps the NotImplementedError in its own type
+            compiled(x)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_where_graph_breaks_are_allowed_transforms_run_eagerly(op: str) -> None:
+    function, x = derivatives(op)["grad"], sample(op).tensors["x"]
+    assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_vmap_within_compiled_code(op: str) -> None:
+    samples = [sample(op, seed=seed).tensors for seed in range(3)]
+    tensors = {name: torch.stack([t[name] for t in samples]) for name in samples[0]}
+    compiled = torch.compile(torch.func.vmap(Doubled(op)), fullgraph=True, backend="aot_eager")
+    for y, alone in zip(compiled(tensors), samples, strict=True):
+        close(y, Doubled(op)(alone))

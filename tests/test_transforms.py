@@ -15,6 +15,7 @@ from jair_kernels import _library
 
 pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 
+Tensors = dict[str, torch.Tensor]
 LOW = (torch.bfloat16, torch.float16)
 
 
@@ -124,10 +125,8 @@ def test_func_grad(op: str) -> None:
         assert torch.allclose(a, b, atol=1e-10), name
 
 
-def stacked(
-    op: str, vary: str, samples: int = 3
-) -> tuple[list[dict[str, torch.Tensor]], dict[str, Any], dict[str, Any]]:
-    """Calls of one sample each, their tensors stacked where they vary ("inputs" or "all"), and vmap's in_dims."""
+def stacked(op: str, vary: str, samples: int = 3) -> tuple[list[Tensors], Tensors, dict[str, int | None]]:
+    """Calls of one sample each; their tensors, stacked where they vary ("inputs", "all"); vmap's in_dims."""
     calls = [sample(op, masked=op in MASKED, dtype=torch.float64, seed=s).tensors for s in range(samples)]
     varying = {n for n in calls[0] if vary == "all" or n in ("x", "scores", "tokens")}
     each = [{n: t if n in varying else calls[0][n] for n, t in one.items()} for one in calls]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,18 @@ _TRAITS = {
     "cuda": _Traits(("cuda", "meta"), FLOATS, _why_no_cuda()),
 }
 _KERNELS: dict[str, dict[str, Kernel]] = {}
-_forced: str | None = None
+
+
+class _Forced(threading.local):
+    """What `use_backend` asks for in this thread. Set in __init__, not on the class: a compiled function must
+    find the attribute on the object to guard on it.
+    """
+
+    def __init__(self) -> None:
+        self.backend: str | None = None
+
+
+_forced = _Forced()
 
 
 def register(op: str, **kernels: Kernel) -> None:
@@ -85,6 +97,11 @@ def dtypes(backend: str) -> tuple[torch.dtype, ...]:
 def kernel(op: str, backend: str) -> Kernel:
     """The implementation `select` has chosen."""
     return _KERNELS[op][backend]
+
+
+def unavailable(backend: str) -> str | None:
+    """Why no op can run on a backend on this machine, or None."""
+    return _TRAITS[backend].unavailable
 
 
 def available_backends() -> tuple[str, ...]:
@@ -125,12 +142,16 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
 
 
 def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
-    """The backend a call runs on: the explicit one (argument, then `use_backend`), else the first that fits."""
-    chosen = backend if backend is not None else _forced
+    """The backend of a call: the explicit one (argument, then `use_backend`), else the first that fits.
+
+    Raises:
+        ValueError: the explicit backend is unknown or cannot run this call.
+    """
+    chosen = backend if backend is not None else _forced.backend
     if chosen is not None:
         reason = why_not(op, chosen, *inputs)
         if reason is not None:
-            raise ValueError(f"backend: {op} cannot run on {chosen!r}: {reason}")
+            raise ValueError(f"backend: expected one that can run {op}, got {chosen!r}: {reason}")
         return chosen
     for name in _AUTOMATIC.get(inputs[0].device.type, ()):
         if why_not(op, name, *inputs) is None:
@@ -140,19 +161,22 @@ def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
 
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Within the block every op without an explicit `backend` runs on this one, or raises why it cannot.
+    """Within the block every op that this thread calls without an explicit `backend` runs on this one.
+
+    What cannot run on it raises the reason. The block may surround a call of compiled code, which is compiled
+    once for each backend, or stand inside it.
 
     Raises:
         ValueError: the backend is unknown or not available on this machine.
     """
-    global _forced
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    unavailable = _TRAITS[backend].unavailable
-    if unavailable is not None:
-        raise ValueError(f"backend: {backend!r} is not available: {unavailable}")
-    previous, _forced = _forced, backend
+    reason = unavailable(backend)
+    if reason is not None:
+        raise ValueError(f"backend: expected one that is available, got {backend!r}: {reason}")
+    previous = _forced.backend
+    _forced.backend = backend
     try:
         yield
     finally:
-        _forced = previous
+        _forced.backend = previous

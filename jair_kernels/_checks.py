@@ -10,60 +10,88 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _NAMES = ", ".join(str(dtype)[6:] for dtype in _FLOATS)
 
 
-def _show(dims: str, sizes: Sequence[int]) -> str:
-    return f"[{', '.join(dims.split())}] = {[int(s) for s in sizes]}"
+def _show(dims: str, sizes: Sequence[int | None]) -> str:
+    return f"[{', '.join(dims.split())}] = [{', '.join('any' if s is None else str(int(s)) for s in sizes)}]"
+
+
+def _strided(name: str, value: object, wanted: str = "a tensor") -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected {wanted}, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)[6:]
+        raise ValueError(f"{name}: expected a strided tensor, got layout {kind}")
+    return value
 
 
 def main_input(name: str, value: object, dims: str, *, nonempty: str = "N D") -> None:
     """A floating-point tensor of the given rank, e.g. dims "B N D"; axes in `nonempty` must not be 0."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    letters = dims.split()
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else str(value.layout)[6:]
-        raise ValueError(f"{name}: expected a strided tensor, got layout {kind}")
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected dtype {_NAMES}, got {str(value.dtype)[6:]}")
-    if value.ndim != len(letters):
-        raise ValueError(f"{name}: expected {len(letters)} dimensions [{', '.join(letters)}], got shape {list(value.shape)}")
-    for axis, letter in enumerate(letters):
-        if letter in nonempty and value.shape[axis] == 0:
-            raise ValueError(f"{name}: expected {letter} >= 1, got shape {list(value.shape)}")
+    tensor = _strided(name, value)
+    if tensor.dtype not in _FLOATS:
+        raise TypeError(f"{name}: expected dtype {_NAMES}, got {str(tensor.dtype)[6:]}")
+    letters, shape = dims.split(), tensor.shape
+    if len(shape) != len(letters):
+        raise ValueError(
+            f"{name}: expected {len(letters)} dimensions [{', '.join(letters)}], got shape {list(shape)}"
+        )
+    for letter, size in zip(letters, shape, strict=True):
+        if letter in nonempty and size == 0:
+            raise ValueError(f"{name}: expected {letter} >= 1, got shape {list(shape)}")
 
 
-def operand(name: str, value: object, dims: str, sizes: Sequence[int], main: torch.Tensor, mixed: bool) -> None:
-    """A tensor of exactly these sizes beside the main input: same device, same dtype (any float if `mixed`)."""
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.layout is not torch.strided or value.is_nested:
-        kind = "nested" if value.is_nested else str(value.layout)[6:]
-        raise ValueError(f"{name}: expected a strided tensor, got layout {kind}")
-    if value.ndim != len(sizes) or any(have != want for have, want in zip(value.shape, sizes, strict=True)):
-        raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(value.shape)}")
-    if value.dtype != main.dtype and not (mixed and value.dtype in _FLOATS):
-        raise TypeError(f"{name}: expected dtype {str(main.dtype)[6:]} like the main input, got {str(value.dtype)[6:]}")
-    if value.device != main.device:
-        raise ValueError(f"{name}: expected device {main.device} like the main input, got {value.device}")
+def operand(
+    name: str,
+    value: object,
+    dims: str,
+    sizes: Sequence[int | None],
+    main: torch.Tensor,
+    mixed: bool,
+    wanted: str = "a tensor",
+) -> None:
+    """A tensor beside the main input: these sizes (None: not 0), its device, its dtype (any if `mixed`)."""
+    if (  # the common case at half the price: six operands of a score MLP cost 3 us in all
+        isinstance(value, torch.Tensor)
+        and value.dtype is main.dtype
+        and value.layout is torch.strided
+        and not value.is_nested
+        and value.shape == sizes
+        and value.device == main.device
+    ):
+        return
+    tensor = _strided(name, value, wanted)
+    shape, dtype = tensor.shape, tensor.dtype
+    if len(shape) != len(sizes):
+        raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(shape)}")
+    for axis, (have, want) in enumerate(zip(shape, sizes, strict=True)):
+        if want is not None and have != want:
+            raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(shape)}")
+        if want is None and have == 0:
+            raise ValueError(f"{name}: expected {dims.split()[axis]} >= 1, got shape {list(shape)}")
+    if dtype != main.dtype and not (mixed and dtype in _FLOATS):
+        expected = _NAMES if mixed else f"{str(main.dtype)[6:]} like the main input"
+        raise TypeError(f"{name}: expected dtype {expected}, got {str(dtype)[6:]}")
+    if tensor.device != main.device:
+        raise ValueError(f"{name}: expected device {main.device} like the main input, got {tensor.device}")
 
 
-def optional(name: str, value: object, dims: str, sizes: Sequence[int], main: torch.Tensor, mixed: bool) -> None:
+def optional(
+    name: str, value: object, dims: str, sizes: Sequence[int | None], main: torch.Tensor, mixed: bool
+) -> None:
     """As `operand`, or None."""
     if value is not None:
-        operand(name, value, dims, sizes, main, mixed)
+        operand(name, value, dims, sizes, main, mixed, wanted="a tensor or None")
 
 
 def key_mask(name: str, value: object, sizes: Sequence[int], main: torch.Tensor) -> None:
     """A bool tensor [B, N] on the main input's device, or None."""
     if value is None:
         return
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a bool tensor or None, got {type(value).__name__}")
-    if value.dtype != torch.bool:
-        raise TypeError(f"{name}: expected dtype bool (True = keep), got {str(value.dtype)[6:]}")
-    if value.ndim != 2 or any(have != want for have, want in zip(value.shape, sizes, strict=True)):
-        raise ValueError(f"{name}: expected shape {_show('B N', sizes)}, got {list(value.shape)}")
-    if value.device != main.device:
-        raise ValueError(f"{name}: expected device {main.device} like the main input, got {value.device}")
+    mask = _strided(name, value, wanted="a bool tensor or None")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype bool (True = keep), got {str(mask.dtype)[6:]}")
+    if mask.ndim != 2 or mask.shape[0] != sizes[0] or mask.shape[1] != sizes[1]:
+        raise ValueError(f"{name}: expected shape {_show('B N', sizes)}, got {list(mask.shape)}")
+    if mask.device != main.device:
+        raise ValueError(f"{name}: expected device {main.device} like the main input, got {mask.device}")
 
 
 def choice(name: str, value: object, options: Sequence[str]) -> None:
@@ -83,6 +111,6 @@ def positive(name: str, value: object) -> None:
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     """The dtype autocast asks for, or None where it is off or x is float64, which it leaves alone."""
     device = x.device.type
-    if device != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return None

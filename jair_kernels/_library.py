@@ -1,4 +1,4 @@
-"""Loads the compiled kernels; a failure is recorded with its reason, never raised at import and never hidden."""
+"""Loads the compiled kernels; a failure is recorded with its reason, never raised at import, never hidden."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ PATH = Path(__file__).with_name("_C.so")
 
 def _load() -> str | None:
     if not PATH.exists():
-        return f"the compiled library {PATH.name} is missing: install the wheel, or build it with pip install -e ."
+        return (
+            f"the compiled library {PATH.name} is missing: install the wheel, or build it (pip install -e .)"
+        )
     try:
-        torch.ops.load_library(str(PATH))
+        torch.ops.load_library(str(PATH))  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"the compiled library {PATH.name} could not be loaded: {error}"
     return None
@@ -22,8 +24,13 @@ def _load() -> str | None:
 load_error: str | None = _load()
 
 
+def has_kernel(op: str, device: str) -> bool:
+    """Whether the library has a kernel of `op` for "CPU" or "CUDA"; one of an older version may lack it."""
+    if load_error is not None or not hasattr(torch.ops.jair_kernels, f"{op}_forward"):
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"jair_kernels::{op}_forward", device))
+
+
 def has_cuda_kernels() -> bool:
     """Whether the library was built with its CUDA sources."""
-    if load_error is not None:
-        return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("jair_kernels::token_pool_forward", "CUDA"))
+    return has_kernel("token_pool", "CUDA")

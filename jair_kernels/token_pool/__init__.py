@@ -6,7 +6,7 @@ import torch
 
 from jair_kernels import _checks as check
 from jair_kernels._backends import select
-from jair_kernels.token_pool.op import TokenPool
+from jair_kernels.token_pool.op import apply
 from jair_kernels.token_pool.reference import token_pool
 
 
@@ -41,16 +41,16 @@ def fused_token_pool(
     Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?" (2106.11297), eq. 1-2.
     """
     check.main_input("x", x, "B N D")
-    check.main_input("scores", scores, "B N K", nonempty="K")
     autocast = check.autocast_dtype(x)
-    check.operand("scores", scores, "B N K", (*x.shape[:2], scores.shape[2]), x, mixed=autocast is not None)
+    b, n, _ = x.shape
+    check.operand("scores", scores, "B N K", (b, n, None), x, autocast is not None)
     check.choice("weighting", weighting, ("softmax", "sigmoid"))
     check.choice("reduction", reduction, ("sum", "mean"))
-    check.key_mask("mask", mask, x.shape[:2], x)
+    check.key_mask("mask", mask, (b, n), x)
     chosen = select("fused_token_pool", backend, x, scores)
     if chosen == "reference":
         return token_pool(x, scores, weighting=weighting, reduction=reduction, mask=mask)
-    y: torch.Tensor = TokenPool.apply(
+    y: torch.Tensor = apply(
         x, scores, mask, weighting == "sigmoid", reduction == "mean", autocast or x.dtype, chosen
     )[0]
     return y

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library
-from jair_kernels._autograd import accumulate_dtype
+from jair_kernels import _library, _vmap
+from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.token_pool import cost
 
@@ -38,21 +37,22 @@ def _fake_backward(
 
 def _register() -> None:
     kernels = {}
-    if _library.load_error is None:
+    if _library.has_kernel("token_pool", "CPU"):
         ops = torch.ops.jair_kernels
         torch.library.register_fake("jair_kernels::token_pool_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::token_pool_backward", _fake_backward)
+        _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5))
         kernels["cpu"] = Kernel(ops.token_pool_forward.default, ops.token_pool_backward.default)
-        if _library.has_cuda_kernels():
+        if _library.has_kernel("token_pool", "CUDA"):
             kernels["cuda"] = kernels["cpu"]
 
         @register_flop_formula(ops.token_pool_forward)
         def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(*x, scores[2])
+            return cost.forward_flops(x[0], x[1], x[2], scores[2])
 
         @register_flop_formula(ops.token_pool_backward)
         def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(*x, dy[1])
+            return cost.backward_flops(x[0], x[1], x[2], dy[1])
 
     register("fused_token_pool", **kernels)
 
@@ -60,7 +60,7 @@ def _register() -> None:
 _register()
 
 
-class TokenPool(torch.autograd.Function):
+class _TokenPool(torch.autograd.Function):
     """Saves x, scores, y and the log-sum-exps [B,K]."""
 
     generate_vmap_rule = True
@@ -76,7 +76,7 @@ class TokenPool(torch.autograd.Function):
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         run = kernel("fused_token_pool", backend).forward
-        y, lse = run(x.to(dtype), scores.to(dtype), mask, sigmoid, mean)
+        y, lse = run(cast(x, dtype), cast(scores, dtype), mask, sigmoid, mean)
         return y, lse
 
     @staticmethod
@@ -87,12 +87,15 @@ class TokenPool(torch.autograd.Function):
         ctx.save_for_backward(x, scores, mask, *output)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("fused_token_pool")
     def backward(ctx: Any, dy: torch.Tensor | None, dlse: None) -> tuple[torch.Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         x, scores, mask, y, lse = ctx.saved_tensors
         sigmoid, mean, dtype, backend = ctx.options
         run = kernel("fused_token_pool", backend).backward
-        dx, dscores = run(dy, x.to(dtype), scores.to(dtype), mask, y, lse, sigmoid, mean)
-        return dx.to(x.dtype), dscores.to(scores.dtype), None, None, None, None, None
+        grads = run(dy, cast(x, dtype), cast(scores, dtype), mask, y, lse, sigmoid, mean)
+        return *grads_like(grads, (x, scores), ctx.needs_input_grad[:2]), None, None, None, None, None
+
+
+apply = Differentiable("fused_token_pool", _TokenPool)

@@ -6,7 +6,7 @@ import torch
 
 from jair_kernels import _checks as check
 from jair_kernels._backends import select
-from jair_kernels.tokenfuser.op import TokenFuser
+from jair_kernels.tokenfuser.op import apply
 from jair_kernels.tokenfuser.reference import tokenfuser
 from jair_kernels.tokenlearner import check_score_mlp
 
@@ -56,7 +56,7 @@ def fused_tokenfuser(
     if chosen == "reference":
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
         return tokenfuser(x, tokens, w1, b1, w2, b2, **norm, eps=eps, approximate=approximate)
-    y: torch.Tensor = TokenFuser.apply(
+    y: torch.Tensor = apply(
         x, tokens, w1, b1, w2, b2, norm_weight, norm_bias, eps, approximate == "tanh", autocast or x.dtype, chosen
     )[0]
     return y

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library
-from jair_kernels._autograd import accumulate_dtype, grad_like, like_parameter
+from jair_kernels import _library, _vmap
+from jair_kernels._autograd import (
+    Differentiable,
+    accumulate_dtype,
+    cast,
+    differentiable_once,
+    grads_like,
+    like_parameter,
+)
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.tokenfuser import cost
 
@@ -51,19 +57,20 @@ def _fake_backward(
 
 def _register() -> None:
     kernels = {}
-    if _library.load_error is None:
+    if _library.has_kernel("tokenfuser", "CPU"):
         ops = torch.ops.jair_kernels
         torch.library.register_fake("jair_kernels::tokenfuser_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::tokenfuser_backward", _fake_backward)
+        _vmap.register("tokenfuser", forward=(0, 1))
         kernels["cpu"] = Kernel(ops.tokenfuser_forward.default, ops.tokenfuser_backward.default)
 
         @register_flop_formula(ops.tokenfuser_forward)
         def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(*x, *w2[::-1])
+            return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
         @register_flop_formula(ops.tokenfuser_backward)
         def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(*x, *w2[::-1])
+            return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
     register("fused_tokenfuser", **kernels)
 
@@ -71,7 +78,7 @@ def _register() -> None:
 _register()
 
 
-class TokenFuser(torch.autograd.Function):
+class _TokenFuser(torch.autograd.Function):
     """Saves x, the tokens and mean and 1/std of every row of x [B,N,2]."""
 
     generate_vmap_rule = True
@@ -92,7 +99,7 @@ class TokenFuser(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         run = kernel("fused_tokenfuser", backend).forward
-        y, stats = run(x.to(dtype), tokens.to(dtype), w1, b1, w2, b2, norm_weight, norm_bias, eps, tanh)
+        y, stats = run(cast(x, dtype), cast(tokens, dtype), w1, b1, w2, b2, norm_weight, norm_bias, eps, tanh)
         return y, stats
 
     @staticmethod
@@ -103,12 +110,15 @@ class TokenFuser(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("fused_tokenfuser")
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
         x, tokens, *parameters, stats = ctx.saved_tensors
         run = kernel("fused_tokenfuser", ctx.backend).backward
-        dx, dtokens, *grads = run(dy, x.to(ctx.dtype), tokens.to(ctx.dtype), *parameters, stats, ctx.tanh)
-        grads = map(grad_like, grads, parameters)
-        return (dx.to(x.dtype), dtokens.to(tokens.dtype), *grads, None, None, None, None)
+        grads = run(dy, cast(x, ctx.dtype), cast(tokens, ctx.dtype), *parameters, stats, ctx.tanh)
+        inputs = (x, tokens, *parameters)
+        return *grads_like(grads, inputs, ctx.needs_input_grad[:8]), None, None, None, None
+
+
+apply = Differentiable("fused_tokenfuser", _TokenFuser)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library
-from jair_kernels._autograd import accumulate_dtype, grad_like, like_parameter
+from jair_kernels import _library, _vmap
+from jair_kernels._autograd import (
+    Differentiable,
+    accumulate_dtype,
+    cast,
+    differentiable_once,
+    grads_like,
+    like_parameter,
+)
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.tokenlearner import cost
 
@@ -53,19 +59,20 @@ def _fake_backward(
 
 def _register() -> None:
     kernels = {}
-    if _library.load_error is None:
+    if _library.has_kernel("tokenlearner", "CPU"):
         ops = torch.ops.jair_kernels
         torch.library.register_fake("jair_kernels::tokenlearner_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::tokenlearner_backward", _fake_backward)
+        _vmap.register("tokenlearner", forward=(0, 7))
         kernels["cpu"] = Kernel(ops.tokenlearner_forward.default, ops.tokenlearner_backward.default)
 
         @register_flop_formula(ops.tokenlearner_forward)
         def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(*x, *w2[::-1])
+            return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
         @register_flop_formula(ops.tokenlearner_backward)
         def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(*x, *w2[::-1])
+            return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
     register("fused_tokenlearner", **kernels)
 
@@ -73,7 +80,7 @@ def _register() -> None:
 _register()
 
 
-class TokenLearner(torch.autograd.Function):
+class _TokenLearner(torch.autograd.Function):
     """Saves x, y, the log-sum-exps [B,K] and mean and 1/std of every token [B,N,2]."""
 
     generate_vmap_rule = True
@@ -94,7 +101,7 @@ class TokenLearner(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenlearner", backend).forward
-        y, lse, stats = run(x.to(dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
+        y, lse, stats = run(cast(x, dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
         return y, lse, stats
 
     @staticmethod
@@ -105,11 +112,15 @@ class TokenLearner(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *output)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("fused_tokenlearner")
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
         x, *parameters, mask, y, lse, stats = ctx.saved_tensors
         run = kernel("fused_tokenlearner", ctx.backend).backward
-        dx, *grads = run(dy, x.to(ctx.dtype), *parameters, mask, y, lse, stats, ctx.tanh)
-        return (dx.to(x.dtype), *map(grad_like, grads, parameters), None, None, None, None, None)
+        grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, lse, stats, ctx.tanh)
+        inputs = (x, *parameters)
+        return *grads_like(grads, inputs, ctx.needs_input_grad[:7]), None, None, None, None, None
+
+
+apply = Differentiable("fused_tokenlearner", _TokenLearner)

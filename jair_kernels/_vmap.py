@@ -1,0 +1,47 @@
+"""Batching rules, so that `torch.func.vmap` runs one kernel over all samples where the op allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+def _fold(tensor: torch.Tensor | None, dim: int | None, samples: int) -> torch.Tensor | None:
+    """[V,B,...] with V at `dim` (None: the same for every sample) to [V B,...]."""
+    if tensor is None:
+        return None
+    moved = tensor.expand(samples, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.reshape(samples * moved.shape[1], *moved.shape[2:])
+
+
+def _rule(op: Callable[..., Tensors], folded: Collection[int]) -> Callable[..., tuple[Tensors, int]]:
+    """One call with the samples folded into the images, if only arguments at the positions `folded` vary."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensors, int]:
+        samples = info.batch_size
+        if all(dim is None or i in folded for i, dim in enumerate(in_dims)):
+            pairs = zip(args, in_dims, strict=True)
+            inputs = [_fold(a, dim, samples) if i in folded else a for i, (a, dim) in enumerate(pairs)]
+            outs = op(*inputs)
+            return tuple(out.reshape(samples, out.shape[0] // samples, *out.shape[1:]) for out in outs), 0
+        each = []
+        for sample in range(samples):
+            pairs = zip(args, in_dims, strict=True)
+            each.append(op(*(a if dim is None else a.select(dim, sample) for a, dim in pairs)))
+        return tuple(map(torch.stack, zip(*each, strict=True))), 0
+
+    return rule
+
+
+def register(op: str, *, forward: Collection[int], backward: Collection[int] = ()) -> None:
+    """Batching rules of op's two kernels: the positions of their arguments that have an image axis, where its
+    results have one too. The backward of an op with parameters has none: it sums over images.
+    """
+    for suffix, folded in (("forward", forward), ("backward", backward)):
+        name = f"{op}_{suffix}"
+        kernel = getattr(torch.ops.jair_kernels, name).default
+        torch.library.register_vmap(f"jair_kernels::{name}", _rule(kernel, folded))

@@ -1,0 +1,287 @@
+"""What the dispatcher knows of every op: schema, fake kernel, FLOP formula, autograd, what it saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_samples import NAMES, OPS, Call, close, sample
+from torch.utils.flop_counter import FlopCounterMode
+
+from jair_kernels import _library, token_pool, tokenfuser, tokenlearner
+
+pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
+
+FOLDERS = {"fused_tokenlearner": tokenlearner, "fused_token_pool": token_pool, "fused_tokenfuser": tokenfuser}
+SIZES = {"b": 2, "n": 7, "d": 12, "h": 5, "k": 3}
+PARAMETERS = ("w1", "b1", "w2", "b2", "norm_weight", "norm_bias")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+MLP = "Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? norm_weight, Tensor? norm_bias"
+MLP_GRADIENTS = "Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight, Tensor dnorm_bias"
+SCHEMAS = {
+    "token_pool_forward": (
+        "Tensor x, Tensor scores, Tensor? mask, bool sigmoid, bool mean",
+        "Tensor y, Tensor lse",
+    ),
+    "token_pool_backward": (
+        "Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor y, Tensor lse, bool sigmoid, bool mean",
+        "Tensor dx, Tensor dscores",
+    ),
+    "tokenlearner_forward": (
+        f"Tensor x, {MLP}, Tensor? mask, float eps, bool tanh",
+        "Tensor y, Tensor lse, Tensor stats",
+    ),
+    "tokenlearner_backward": (
+        f"Tensor dy, Tensor x, {MLP}, Tensor? mask, Tensor y, Tensor lse, Tensor stats, bool tanh",
+        f"Tensor dx, {MLP_GRADIENTS}",
+    ),
+    "tokenfuser_forward": (
+        f"Tensor x, Tensor tokens, {MLP}, float eps, bool tanh",
+        "Tensor y, Tensor stats",
+    ),
+    "tokenfuser_backward": (
+        f"Tensor dy, Tensor x, Tensor tokens, {MLP}, Tensor stats, bool tanh",
+        f"Tensor dx, Tensor dtokens, {MLP_GRADIENTS}",
+    ),
+}
+
+# How a call can differ, in ways that reach the kernels' signatures: (name, changes of a sample call).
+VARIANTS: dict[str, Any] = {
+    "plain": lambda op: sample(op, **SIZES),
+    "bare": lambda op: bare(sample(op, **SIZES)),
+    "no images": lambda op: sample(op, **{**SIZES, "b": 0}),
+    "one token": lambda op: sample(op, **{**SIZES, "n": 1, "k": 1}),
+    "strided": lambda op: strided(sample(op, **SIZES)),
+    **{str(d)[6:]: lambda op, d=d: sample(op, **SIZES, dtype=d) for d in FLOATS[1:]},
+}
+MASKED_VARIANTS: dict[str, Any] = {
+    "masked": lambda op: sample(op, **SIZES, masked=True),
+    "sigmoid mean": lambda op: sample(op, **SIZES, masked=True),
+}
+
+
+def bare(call: Call) -> Call:
+    """Without what may be None."""
+    return Call(
+        call.op,
+        {n: t for n, t in call.tensors.items() if n not in ("b1", "b2", "norm_weight", "norm_bias")},
+        {},
+    )
+
+
+def strided(call: Call) -> Call:
+    """x with tokens as its innermost axis."""
+    tensors = dict(call.tensors)
+    tensors["x"] = tensors["x"].transpose(1, 2).contiguous().transpose(1, 2)
+    return Call(call.op, tensors, {})
+
+
+def cases() -> list[Any]:
+    out = [
+        pytest.param(op, make, False, id=f"{NAMES[op]}-{name}")
+        for op in OPS
+        for name, make in VARIANTS.items()
+    ]
+    for op in ("fused_tokenlearner", "fused_token_pool"):
+        out.append(pytest.param(op, MASKED_VARIANTS["masked"], False, id=f"{NAMES[op]}-masked"))
+    out.append(
+        pytest.param("fused_token_pool", MASKED_VARIANTS["sigmoid mean"], True, id="token_pool-sigmoid mean")
+    )
+    return out
+
+
+def kernel(name: str) -> Any:
+    return getattr(torch.ops.jair_kernels, name).default
+
+
+def forward_arguments(call: Call, sigmoid_mean: bool = False) -> tuple[Any, ...]:
+    """The arguments of the op `<name>_forward`, in the order of its schema."""
+    t = call.tensors
+    if call.op == "fused_token_pool":
+        return (t["x"], t["scores"], t.get("mask"), sigmoid_mean, sigmoid_mean)
+    parameters = tuple(t.get(name) for name in PARAMETERS)
+    if call.op == "fused_tokenfuser":
+        return (t["x"], t["tokens"], *parameters, 1e-6, True)
+    return (t["x"], *parameters, t.get("mask"), 1e-6, True)
+
+
+def backward_arguments(call: Call, forward: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of `<name>_backward` after that forward; dy is the output itself."""
+    y, *saved = kernel(f"{NAMES[call.op]}_forward")(*forward)
+    if call.op == "fused_token_pool":
+        return (y, *forward[:3], y, *saved, *forward[3:])
+    if call.op == "fused_tokenfuser":
+        return (y, *forward[:8], *saved, forward[-1])
+    return (y, *forward[:8], y, *saved, forward[-1])
+
+
+def both(op: str, make: Any, sigmoid_mean: bool) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Forward and backward kernel with their arguments."""
+    call = make(op)
+    forward = forward_arguments(call, sigmoid_mean)
+    backward = backward_arguments(call, forward)
+    return [(kernel(f"{NAMES[op]}_forward"), forward), (kernel(f"{NAMES[op]}_backward"), backward)]
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(name: str) -> None:
+    schema = kernel(name)._schema
+    arguments, results = SCHEMAS[name]
+    assert str(schema) == f"jair_kernels::{name}({arguments}) -> ({results})"
+    assert not schema.is_mutable
+
+
+def test_no_other_ops_than_those_of_the_schemas_and_the_isa() -> None:
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {name.split("::")[1] for name in names if name.startswith("jair_kernels::")}
+    assert {name for name in ours if "_forward" in name or "_backward" in name} == set(SCHEMAS)
+    assert ours >= {"cpu_isa", "cpu_isa_best", "set_cpu_isa"}
+
+
+@pytest.mark.parametrize(("op", "make", "sigmoid_mean"), cases())
+def test_opcheck(op: str, make: Any, sigmoid_mean: bool) -> None:
+    for run, arguments in both(op, make, sigmoid_mean):
+        torch.library.opcheck(run, arguments)
+
+
+@pytest.mark.parametrize(("op", "make", "sigmoid_mean"), cases())
+def test_fake_kernels_agree_with_the_real_ones(op: str, make: Any, sigmoid_mean: bool) -> None:
+    for run, arguments in both(op, make, sigmoid_mean):
+        real = run(*arguments)
+        meta = run(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments))
+        for a, b in zip(real, meta, strict=True):
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+            assert b.device.type == "meta"
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("backend", [None, "cpu", "reference"])
+def test_meta_tensors(op: str, backend: str | None) -> None:
+    call = sample(op, **SIZES)
+    meta = Call(op, {n: t.to("meta").requires_grad_() for n, t in call.tensors.items()}, {})
+    y = meta(backend=backend)
+    assert (y.device.type, y.shape, y.dtype) == ("meta", call.reference().shape, torch.float32)
+    y.sum().backward()
+    for name, tensor in meta.tensors.items():
+        assert tensor.grad is not None, name
+        assert tensor.grad.shape == tensor.shape
+        assert tensor.grad.dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_fake_tensors(op: str) -> None:
+    with torch._subclasses.FakeTensorMode() as mode:
+        call = sample(op, **SIZES).requiring_grad()
+        y = call(backend="cpu")
+        y.sum().backward()
+    assert isinstance(y, torch._subclasses.FakeTensor)
+    assert y.fake_mode is mode
+    assert all(t.grad.shape == t.shape for t in call.differentiable().values())
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_flops_are_those_of_the_cost_table(op: str, masked: bool) -> None:
+    if masked and op == "fused_tokenfuser":
+        masked = False
+    call = sample(op, **SIZES, masked=masked).requiring_grad()
+    shape = [SIZES[s] for s in ("bndk" if op == "fused_token_pool" else "bndhk")]
+    cost = FOLDERS[op].cost
+    with FlopCounterMode(display=False) as forward:
+        y = call(backend="cpu")
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == cost.forward_flops(*shape)
+    assert backward.get_total_flops() == cost.backward_flops(*shape)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_cost_table_counts_the_products_of_the_reference(op: str) -> None:
+    call = sample(op, **SIZES).requiring_grad()
+    shape = [SIZES[s] for s in ("bndk" if op == "fused_token_pool" else "bndhk")]
+    with FlopCounterMode(display=False) as forward:
+        y = call.reference()
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == FOLDERS[op].cost.forward_flops(*shape)
+    assert backward.get_total_flops() == FOLDERS[op].cost.backward_flops(*shape)
+
+
+def saved_beyond_inputs(call: Call, **changes: Any) -> int:
+    """Bytes that the graph of one call keeps alive, without its inputs and parameters."""
+    inputs = {t.untyped_storage().data_ptr() for t in call.tensors.values()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in inputs:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = call(**changes)
+    attributes = (
+        [v for v in vars(y.grad_fn).values() if isinstance(v, torch.Tensor)]
+        if hasattr(y.grad_fn, "__dict__")
+        else []
+    )
+    assert attributes == [], "a tensor on ctx escapes the hooks"
+    return sum(kept.values())
+
+
+def expected_saved_bytes(op: str, dtype: torch.dtype) -> int:
+    b, n, d, k = (SIZES[s] for s in "bndk")
+    item, statistic = dtype.itemsize, 8 if dtype == torch.float64 else 4
+    if op == "fused_tokenfuser":
+        return 2 * b * n * statistic
+    y_and_lse = b * k * d * item + b * k * statistic
+    return y_and_lse + (2 * b * n * statistic if op == "fused_tokenlearner" else 0)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d)[6:])
+def test_saved_for_backward(op: str, dtype: torch.dtype) -> None:
+    call = sample(op, **SIZES, dtype=dtype).requiring_grad()
+    saved = saved_beyond_inputs(call, backend="cpu")
+    assert saved == expected_saved_bytes(op, dtype)
+    if op == "fused_tokenlearner":
+        assert saved == tokenlearner.cost.saved_bytes(
+            SIZES["b"], SIZES["n"], SIZES["d"], SIZES["k"], dtype.itemsize
+        )
+
+
+def test_saved_for_backward_of_the_advertised_shape() -> None:
+    call = sample("fused_tokenlearner", 16, 196, 768, 64, 8).requiring_grad()
+    assert saved_beyond_inputs(call, backend="cpu") <= 450_000
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_nothing_is_saved_without_grad(op: str) -> None:
+    call = sample(op, **SIZES).requiring_grad()
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y = call(backend="cpu")
+        assert y.grad_fn is None
+        close(y, call.reference())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_inference_tensors_as_inputs(op: str) -> None:
+    with torch.inference_mode():
+        call = sample(op, **SIZES)
+        close(call(backend="cpu"), call.reference())
+    close(call(backend="cpu"), call.reference())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_only_for_those_who_ask(op: str) -> None:
+    full = sample(op, **SIZES).requiring_grad()
+    full(backend="cpu").square().sum().backward()
+    for name in full.differentiable():
+        call = sample(op, **SIZES)
+        call.tensors[name].requires_grad_()
+        call(backend="cpu").square().sum().backward()
+        assert torch.equal(call.tensors[name].grad, full.tensors[name].grad), name
+        assert all(t.grad is None for other, t in call.tensors.items() if other != name)

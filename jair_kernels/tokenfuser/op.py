@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library
+from jair_kernels import _library, _triton
 from jair_kernels._autograd import accumulate_dtype, grad_like, like_parameter
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.tokenfuser import cost
@@ -49,6 +49,20 @@ def _fake_backward(
     return (x.new_empty(x.shape), x.new_empty(tokens.shape), *(like_parameter(p, x) for p in parameters))
 
 
+def _unfit_triton(x: Tensor, tokens: Tensor, w1: Tensor, w2: Tensor) -> str | None:
+    return _triton.unfit(w2.shape[0])
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.forward_flops(*x, *w2[::-1])
+
+    @register_flop_formula(backward)
+    def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.backward_flops(*x, *w2[::-1])
+
+
 def _register() -> None:
     kernels = {}
     if _library.load_error is None:
@@ -56,15 +70,11 @@ def _register() -> None:
         torch.library.register_fake("jair_kernels::tokenfuser_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::tokenfuser_backward", _fake_backward)
         kernels["cpu"] = Kernel(ops.tokenfuser_forward.default, ops.tokenfuser_backward.default)
-
-        @register_flop_formula(ops.tokenfuser_forward)
-        def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(*x, *w2[::-1])
-
-        @register_flop_formula(ops.tokenfuser_backward)
-        def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(*x, *w2[::-1])
-
+        _count(ops.tokenfuser_forward, ops.tokenfuser_backward)
+    forward = _triton.define("tokenfuser", "forward", _fake_forward, 2)
+    backward = _triton.define("tokenfuser", "backward", _fake_backward, 8)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    _count(forward, backward)
     register("fused_tokenfuser", **kernels)
 
 

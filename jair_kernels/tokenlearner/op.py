@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library
+from jair_kernels import _library, _triton
 from jair_kernels._autograd import accumulate_dtype, grad_like, like_parameter
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.tokenlearner import cost
@@ -51,6 +51,20 @@ def _fake_backward(
     return (x.new_empty(x.shape), *(like_parameter(p, x) for p in parameters))
 
 
+def _unfit_triton(x: Tensor, w1: Tensor, w2: Tensor) -> str | None:
+    return _triton.unfit(w2.shape[0])
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.forward_flops(*x, *w2[::-1])
+
+    @register_flop_formula(backward)
+    def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.backward_flops(*x, *w2[::-1])
+
+
 def _register() -> None:
     kernels = {}
     if _library.load_error is None:
@@ -58,15 +72,11 @@ def _register() -> None:
         torch.library.register_fake("jair_kernels::tokenlearner_forward", _fake_forward)
         torch.library.register_fake("jair_kernels::tokenlearner_backward", _fake_backward)
         kernels["cpu"] = Kernel(ops.tokenlearner_forward.default, ops.tokenlearner_backward.default)
-
-        @register_flop_formula(ops.tokenlearner_forward)
-        def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(*x, *w2[::-1])
-
-        @register_flop_formula(ops.tokenlearner_backward)
-        def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(*x, *w2[::-1])
-
+        _count(ops.tokenlearner_forward, ops.tokenlearner_backward)
+    forward = _triton.define("tokenlearner", "forward", _fake_forward, 3)
+    backward = _triton.define("tokenlearner", "backward", _fake_backward, 7)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    _count(forward, backward)
     register("fused_tokenlearner", **kernels)
 
 

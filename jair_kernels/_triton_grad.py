@@ -47,7 +47,8 @@ def weight_gradient_kernel(
         for t0 in range(begin, end, BLOCK_N):
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             keep = t < end
-            b, n = t // N, t % N
+            ahead = (t0 % N).to(tl.int32) + tl.arange(0, BLOCK_N)  # one 64-bit division a block, not one a token
+            b, n = t0 // N + ahead // N, (ahead % N).to(tl.int64)
             if HAS_MASK:
                 keep = keep & (tl.load(mask + b * m_b + n * m_n, mask=keep, other=0) != 0)
             at = (b * x_b + n * x_n)[:, None] + d[None, :]

@@ -134,7 +134,7 @@ def _load_tuned(key: str) -> Config | None:
 
 
 def configured(kernel: str, main: torch.Tensor, k: int, run: Callable[[Config], Any]) -> Any:
-    """`run` with the configuration of this kernel: the tuned one if `tuning` ever met this shape, else the table's.
+    """`run` with this kernel's configuration: the tuned one if `tuning` met this shape, else the table's.
 
     The same shapes on the same machine give the same configuration, so results repeat bit for bit.
     """
@@ -176,7 +176,7 @@ def _measure(candidates: Sequence[Config], run: Callable[[Config], Any]) -> Conf
 
 @contextmanager
 def tuning() -> Iterator[None]:
-    """Within the block a shape met for the first time is tuned, and the result kept on disk for later processes."""
+    """Within the block a shape met for the first time is tuned; the result is kept on disk for later."""
     global _tuning
     previous, _tuning = _tuning, True
     try:

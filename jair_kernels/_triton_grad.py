@@ -16,7 +16,7 @@ import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, symbolic
 from jair_kernels._triton_mlp import contiguous
-from jair_kernels.token_pool.triton import mask_arguments
+from jair_kernels._triton_pool import mask_arguments
 
 Tensor = torch.Tensor
 
@@ -30,10 +30,10 @@ def weight_gradient_kernel(
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Over one range of tokens: dH^T xhat [H,D], dS^T gelu(h) [K,H], sum dH [H], sum dS [K], one after the other.
+    """Of one range of tokens, in one row: dH^T xhat [H,D], dS^T gelu(h) [K,H], sum dH [H], sum dS [K].
 
-    xhat = (x - m) r is made in float32 and then rounded: no digits are lost in rows with |m| >> std, and nothing is
-    left to correct for.
+    xhat = (x - m) r is made in float32 and then rounded: no digits are lost in rows with |m| >> std, and
+    nothing is left to correct for.
     """
     chunks = tl.cdiv(D, BLOCK_D) + 1
     part, chunk = tl.program_id(0) // chunks, tl.program_id(0) % chunks
@@ -47,7 +47,9 @@ def weight_gradient_kernel(
         for t0 in range(begin, end, BLOCK_N):
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             keep = t < end
-            ahead = (t0 % N).to(tl.int32) + tl.arange(0, BLOCK_N)  # one 64-bit division a block, not one a token
+            ahead = (t0 % N).to(tl.int32) + tl.arange(
+                0, BLOCK_N
+            )  # one 64-bit division a block, not one a token
             b, n = t0 // N + ahead // N, (ahead % N).to(tl.int64)
             if HAS_MASK:
                 keep = keep & (tl.load(mask + b * m_b + n * m_n, mask=keep, other=0) != 0)
@@ -56,7 +58,9 @@ def weight_gradient_kernel(
             mean = tl.load(stats + 2 * t, mask=keep, other=0.0)
             rstd = tl.load(stats + 2 * t + 1, mask=keep, other=0.0)
             xhat = ((xt - mean[:, None]) * rstd[:, None]).to(dh.dtype.element_ty)
-            dht = tl.load(dh + t[None, :] * H + h_at[:, None], mask=keep[None, :] & (h_at < H)[:, None], other=0.0)
+            dht = tl.load(
+                dh + t[None, :] * H + h_at[:, None], mask=keep[None, :] & (h_at < H)[:, None], other=0.0
+            )
             acc = tl.dot(dht, xhat, acc, input_precision=PRECISION)
         tl.store(to + h_at[:, None] * D + d[None, :], acc, mask=(h_at < H)[:, None] & (d < D)[None, :])
     else:
@@ -66,8 +70,12 @@ def weight_gradient_kernel(
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             wide = (t < end)[:, None] & (h_at < H)[None, :]
             gt = tl.load(g + t[:, None] * H + h_at[None, :], mask=wide, other=0.0)
-            db1 += tl.sum(tl.load(dh + t[:, None] * H + h_at[None, :], mask=wide, other=0.0).to(tl.float32), 0)
-            dst = tl.load(ds + t[None, :] * K + k[:, None], mask=(t < end)[None, :] & (k < K)[:, None], other=0.0)
+            db1 += tl.sum(
+                tl.load(dh + t[:, None] * H + h_at[None, :], mask=wide, other=0.0).to(tl.float32), 0
+            )
+            dst = tl.load(
+                ds + t[None, :] * K + k[:, None], mask=(t < end)[None, :] & (k < K)[:, None], other=0.0
+            )
             db2 += tl.sum(dst.to(tl.float32), 1)
             dw2 = tl.dot(dst, gt, dw2, input_precision=PRECISION)
         to += H * D
@@ -84,7 +92,7 @@ def reduce_kernel(parts, m, dw2, db1, db2, splits, D, H, K, BLOCK: tl.constexpr)
     size = H * D + K * H + H + K
     acc = tl.zeros([BLOCK], tl.float32)
     at = parts + i
-    for _ in range(0, splits):
+    for _ in range(splits):
         acc += tl.load(at, mask=i < size, other=0.0)
         at += size
     tl.store(m + i, acc, mask=i < H * D)
@@ -98,8 +106,8 @@ def reduce_kernel(parts, m, dw2, db1, db2, splits, D, H, K, BLOCK: tl.constexpr)
 
 @triton.jit
 def finish_kernel(
-    m, db1, w1, norm_weight, norm_bias, dw1, dnorm_weight, dnorm_bias, D, H,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+    m, db1, w1, norm_weight, norm_bias, dw1, dnorm_weight, dnorm_bias, D, H, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dw1 = M diag(norm_weight) + db1 norm_bias^T, dnorm_weight = sum_h w1 * M, dnorm_bias = w1^T db1."""
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -157,7 +165,9 @@ class Parameters(NamedTuple):
         return tuple(gradient.zero_() for gradient in self.new_gradients(x))
 
 
-def parameter_gradients(x: Tensor, mask: Tensor | None, stats: Tensor, saved: Scratch, p: Parameters) -> tuple[Tensor, ...]:
+def parameter_gradients(
+    x: Tensor, mask: Tensor | None, stats: Tensor, saved: Scratch, p: Parameters
+) -> tuple[Tensor, ...]:
     """(dw1, db1, dw2, db2, dnorm_weight, dnorm_bias) in float32, empty where the parameter is absent."""
     (b, n, d), (h, k) = x.shape, (p.w1.shape[0], p.w2.shape[0])
     tokens, size = b * n, h * d + k * h + h + k
@@ -171,8 +181,8 @@ def parameter_gradients(x: Tensor, mask: Tensor | None, stats: Tensor, saved: Sc
         parts = x.new_empty((splits, size), dtype=torch.float32)
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
-            weight_gradient_kernel, (splits * chunks, ceil_div(h, block_h)), x, x, mask_or_x, stats, *saved, parts,
-            n, tokens, d, h, k, *x.stride()[:2], *mask_strides, rows, HAS_MASK=mask is not None,
+            weight_gradient_kernel, (splits * chunks, ceil_div(h, block_h)), x, x, mask_or_x, stats, *saved,
+            parts, n, tokens, d, h, k, *x.stride()[:2], *mask_strides, rows, HAS_MASK=mask is not None,
             PRECISION=precision(x), BLOCK_H=block_h, BLOCK_K=padded(k), **config,
         )  # fmt: skip
         return parts, splits
@@ -182,11 +192,14 @@ def parameter_gradients(x: Tensor, mask: Tensor | None, stats: Tensor, saved: Sc
     dw1, db1, dw2, db2, dnorm_weight, dnorm_bias = p.new_gradients(x)
     db1 = db1_all if p.b1 is not None else db1
     db2 = db2_all if p.b2 is not None else db2
-    launch(reduce_kernel, (ceil_div(size, 256),), x, parts, m, dw2, db1_all, db2_all, splits, d, h, k, BLOCK=256,
-           num_warps=4)  # fmt: skip
+    launch(
+        reduce_kernel, (ceil_div(size, 256),), x, parts, m, dw2, db1_all, db2_all, splits, d, h, k,
+        BLOCK=256, num_warps=4,
+    )  # fmt: skip
     has: dict[str, Any] = {"HAS_WEIGHT": p.norm_weight is not None, "HAS_BIAS": p.norm_bias is not None}
     launch(
         finish_kernel, (ceil_div(d, 32),), x, m, db1_all, p.w1.contiguous(), contiguous(p.norm_weight, x),
-        contiguous(p.norm_bias, x), dw1, dnorm_weight, dnorm_bias, d, h, **has, BLOCK_H=64, BLOCK_D=32, num_warps=4,
+        contiguous(p.norm_bias, x), dw1, dnorm_weight, dnorm_bias, d, h, **has, BLOCK_H=64, BLOCK_D=32,
+        num_warps=4,
     )  # fmt: skip
     return dw1, db1, dw2, db2, dnorm_weight, dnorm_bias

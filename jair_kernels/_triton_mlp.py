@@ -41,8 +41,8 @@ def gelu_slope(h, TANH: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    w1, b1, norm_weight, norm_bias, wg, c, e, D,
-    HAS_B1: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+    w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One row of Wg with its sums c and e."""
     h = tl.program_id(0).to(tl.int64)
@@ -74,9 +74,9 @@ def second_product(h, w2, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.const
 
 @triton.jit
 def score_rows(
-    x_rows, keep, wg, c, e, w2, b2, D, H, K, eps,
-    TANH: tl.constexpr, HAS_B2: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_rows, keep, wg, c, e, w2, b2, D, H, K, eps, TANH: tl.constexpr, HAS_B2: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Scores [BLOCK_N, BLOCK_K] of a block of tokens, with mean and 1/std of its rows."""
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
@@ -96,17 +96,21 @@ def score_rows(
         for d0 in range(0, D, BLOCK_D):
             in_d = d0 + d < D
             x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
-            w = tl.load(wg + h_at[None, :] * D + (d0 + d)[:, None], mask=(h_at < H)[None, :] & in_d[:, None], other=0.0)
+            w = tl.load(
+                wg + h_at[None, :] * D + (d0 + d)[:, None],
+                mask=(h_at < H)[None, :] & in_d[:, None],
+                other=0.0,
+            )
             centred = tl.where(in_d[None, :], x.to(tl.float32) - shift[:, None], 0.0)
             total += tl.sum(centred, 1)
             square += tl.sum(centred * centred, 1)
-            if DTYPE == tl.float32:
+            if tl.float32 == DTYPE:
                 x = centred
             acc = tl.dot(x, w, acc, input_precision=PRECISION)
         offset = total / D
         mean = shift + offset
         rstd = 1 / tl.sqrt(tl.maximum(square / D - offset * offset, 0.0) + eps)
-        if DTYPE != tl.float32:
+        if tl.float32 != DTYPE:
             offset = mean
         c_h = tl.load(c + h_at, mask=h_at < H, other=0.0)
         e_h = tl.load(e + h_at, mask=h_at < H, other=0.0)
@@ -117,25 +121,28 @@ def score_rows(
 
 @triton.jit
 def normed_product(
-    x_rows, keep, mean, rstd, wg, c, other, h_at, D, H, K, WITH_OTHER: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_rows, keep, mean, rstd, wg, c, other, h_at, D, H, K, WITH_OTHER: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """(h - e, x other^T) of one block of hidden units, from one reading of x; `other` [K,D] is the image's dY."""
+    """(h - e, x other^T) of one block of hidden units, from one reading of x; `other` is dY [K,D]."""
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
     beside = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for d0 in range(0, D, BLOCK_D):
         in_d = d0 + d < D
         x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
-        w = tl.load(wg + h_at[None, :] * D + (d0 + d)[:, None], mask=(h_at < H)[None, :] & in_d[:, None], other=0.0)
+        w = tl.load(
+            wg + h_at[None, :] * D + (d0 + d)[:, None], mask=(h_at < H)[None, :] & in_d[:, None], other=0.0
+        )
         if WITH_OTHER:
             at = other + k[None, :] * D + (d0 + d)[:, None]
             o = tl.load(at, mask=(k < K)[None, :] & in_d[:, None], other=0.0)
             beside = tl.dot(x, o, beside, input_precision=PRECISION)
-        if DTYPE == tl.float32:
+        if tl.float32 == DTYPE:
             x = tl.where(in_d[None, :], x - mean[:, None], 0.0)
         acc = tl.dot(x, w, acc, input_precision=PRECISION)
-    if DTYPE != tl.float32:
+    if tl.float32 != DTYPE:
         acc -= mean[:, None] * tl.load(c + h_at, mask=h_at < H, other=0.0)[None, :]
     return rstd[:, None] * acc, beside
 
@@ -143,7 +150,7 @@ def normed_product(
 @triton.jit
 def hidden_gradient(normed, ds, w2, c, e, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.constexpr,
                     DTYPE: tl.constexpr):  # fmt: skip
-    """(dH, gelu(h), dH . c, dH . (h - e)) for one block of hidden units, dH rounded as the products take it."""
+    """(dH, gelu(h), dH . c, dH . (h - e)) of one block of hidden units; dH as rounded for the products."""
     inside = (k < K)[:, None] & (h_at < H)[None, :]
     w2t = tl.load(w2 + k[:, None] * H + h_at[None, :], mask=inside, other=0.0).to(DTYPE)
     h = normed + tl.load(e + h_at, mask=h_at < H, other=0.0)[None, :]
@@ -155,15 +162,16 @@ def hidden_gradient(normed, ds, w2, c, e, h_at, k, H, K, TANH: tl.constexpr, PRE
 
 @triton.jit
 def scores_again(
-    x_rows, keep, mean, rstd, wg, c, e, w2, b2, other, D, H, K,
-    WITH_OTHER: tl.constexpr, TANH: tl.constexpr, HAS_B2: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_rows, keep, mean, rstd, wg, c, e, w2, b2, other, D, H, K, WITH_OTHER: tl.constexpr,
+    TANH: tl.constexpr, HAS_B2: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """(scores, h - e of the first block of hidden units, x other^T); ONE = there is no second block."""
     k, h_at = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
     normed, beside = normed_product(
-        x_rows, keep, mean, rstd, wg, c, other, h_at, D, H, K, WITH_OTHER, PRECISION, DTYPE,
-        BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        x_rows, keep, mean, rstd, wg, c, other, h_at, D, H, K, WITH_OTHER, PRECISION, DTYPE, BLOCK_N,
+        BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     e_h = tl.load(e + h_at, mask=h_at < H, other=0.0)
     s = second_product(normed + e_h[None, :], w2, h_at, k, H, K, TANH, PRECISION, DTYPE)
@@ -171,8 +179,8 @@ def scores_again(
         for h0 in range(BLOCK_H, H, BLOCK_H):
             at = h0 + tl.arange(0, BLOCK_H)
             more, _ = normed_product(
-                x_rows, keep, mean, rstd, wg, c, other, at, D, H, K, False, PRECISION, DTYPE,
-                BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+                x_rows, keep, mean, rstd, wg, c, other, at, D, H, K, False, PRECISION, DTYPE, BLOCK_N,
+                BLOCK_D, BLOCK_H, BLOCK_K,
             )  # fmt: skip
             more += tl.load(e + at, mask=at < H, other=0.0)[None, :]
             s += second_product(more, w2, at, k, H, K, TANH, PRECISION, DTYPE)
@@ -184,8 +192,9 @@ def scores_again(
 @triton.jit
 def input_gradient(
     x_rows, keep, mean, rstd, normed, weights, ds, wg, c, e, w2, other, dh, g, dx, row, row_inside, D, H, K,
-    WITH_OTHER: tl.constexpr, TANH: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    WITH_OTHER: tl.constexpr, TANH: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """From dS: writes dH and gelu(h) for the weight gradients, and, with xhat = (x - m) r,
 
@@ -200,8 +209,8 @@ def input_gradient(
         at = h0 + h_at
         if not ONE:
             normed, _ = normed_product(
-                x_rows, keep, mean, rstd, wg, c, other, at, D, H, K, False, PRECISION, DTYPE,
-                BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+                x_rows, keep, mean, rstd, wg, c, other, at, D, H, K, False, PRECISION, DTYPE, BLOCK_N,
+                BLOCK_D, BLOCK_H, BLOCK_K,
             )  # fmt: skip
         dh_block, g_block, more_c, more_h = hidden_gradient(
             normed, ds, w2, c, e, at, k, H, K, TANH, PRECISION, DTYPE
@@ -221,7 +230,9 @@ def input_gradient(
             if not ONE:
                 inside = row_inside[:, None] & (at < H)[None, :]
                 dh_block = tl.load(dh + row[:, None] * H + at[None, :], mask=inside, other=0.0)
-            w = tl.load(wg + at[:, None] * D + (d0 + d)[None, :], mask=(at < H)[:, None] & in_d[None, :], other=0.0)
+            w = tl.load(
+                wg + at[:, None] * D + (d0 + d)[None, :], mask=(at < H)[:, None] & in_d[None, :], other=0.0
+            )
             acc = tl.dot(dh_block, w, acc, input_precision=PRECISION)
         x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
         xhat = (x.to(tl.float32) - mean[:, None]) * rstd[:, None]
@@ -230,7 +241,9 @@ def input_gradient(
             at_d = other + k[:, None] * D + (d0 + d)[None, :]
             o = tl.load(at_d, mask=(k < K)[:, None] & in_d[None, :], other=0.0)
             out = tl.dot(weights.to(DTYPE), o, out, input_precision=PRECISION)
-        tl.store(dx + row[:, None] * D + (d0 + d)[None, :], out.to(DTYPE), mask=row_inside[:, None] & in_d[None, :])
+        tl.store(
+            dx + row[:, None] * D + (d0 + d)[None, :], out.to(DTYPE), mask=row_inside[:, None] & in_d[None, :]
+        )
 
 
 def fold(
@@ -238,7 +251,11 @@ def fold(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Wg [H,D] in x's dtype, c and e [H] in float32."""
     h, d = w1.shape
-    wg, c, e = x.new_empty((h, d)), x.new_empty((h,), dtype=torch.float32), x.new_empty((h,), dtype=torch.float32)
+    wg, c, e = (
+        x.new_empty((h, d)),
+        x.new_empty((h,), dtype=torch.float32),
+        x.new_empty((h,), dtype=torch.float32),
+    )
     launch(
         prepare_kernel, (h,), x, w1.contiguous(), contiguous(b1, x), contiguous(norm_weight, x),
         contiguous(norm_bias, x), wg, c, e, d, HAS_B1=b1 is not None, HAS_WEIGHT=norm_weight is not None,

@@ -43,11 +43,13 @@ def _unfit_triton(x: torch.Tensor, scores: torch.Tensor) -> str | None:
 def _count(forward: Any, backward: Any) -> None:
     @register_flop_formula(forward)
     def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.forward_flops(*x, scores[2])
+        b, n, d = x
+        return cost.forward_flops(b, n, d, scores[2])
 
     @register_flop_formula(backward)
     def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.backward_flops(*x, dy[1])
+        b, n, d = x
+        return cost.backward_flops(b, n, d, dy[1])
 
 
 def _register() -> None:

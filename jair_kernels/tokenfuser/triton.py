@@ -6,7 +6,16 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, rows_contiguous, symbolic
+from jair_kernels._triton import (
+    Config,
+    ceil_div,
+    configured,
+    launch,
+    padded,
+    precision,
+    rows_contiguous,
+    symbolic,
+)
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
 from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
 from jair_kernels.token_pool.triton import forward as pool
@@ -16,9 +25,9 @@ Tensor = torch.Tensor
 
 @triton.jit
 def forward_kernel(
-    x, tokens, wg, c, e, w2, b2, y, stats, N, D, H, K, x_b, x_n, eps,
-    TANH: tl.constexpr, HAS_B2: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, tokens, wg, c, e, w2, b2, y, stats, N, D, H, K, x_b, x_n, eps, TANH: tl.constexpr,
+    HAS_B2: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens: scores, sigmoid, mixture."""
     blocks = tl.cdiv(N, BLOCK_N)
@@ -26,8 +35,8 @@ def forward_kernel(
     n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     k, keep, row = tl.arange(0, BLOCK_K), n < N, b * N + n
     s, mean, rstd = score_rows(
-        x + b * x_b + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION, x.dtype.element_ty,
-        BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        x + b * x_b + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION,
+        x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     tl.store(stats + 2 * row, mean, mask=keep)
     tl.store(stats + 2 * row + 1, rstd, mask=keep)
@@ -37,7 +46,11 @@ def forward_kernel(
         at = tokens + (b * K + k)[:, None] * D + d[None, :]
         t = tl.load(at, mask=(k < K)[:, None] & (d < D)[None, :], other=0.0)
         out = tl.dot(weights, t, input_precision=PRECISION)
-        tl.store(y + row[:, None] * D + d[None, :], out.to(y.dtype.element_ty), mask=keep[:, None] & (d < D)[None, :])
+        tl.store(
+            y + row[:, None] * D + d[None, :],
+            out.to(y.dtype.element_ty),
+            mask=keep[:, None] & (d < D)[None, :],
+        )
 
 
 @triton.jit
@@ -52,7 +65,10 @@ def backward_kernel(
     n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     d, k, keep, row = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K), n < N, b * N + n
     x_rows, dy_rows, image = x + b * x_b + n * x_n, dy + b * dy_b + n * dy_n, tokens + b * K * D
-    mean, rstd = tl.load(stats + 2 * row, mask=keep, other=0.0), tl.load(stats + 2 * row + 1, mask=keep, other=0.0)
+    mean, rstd = (
+        tl.load(stats + 2 * row, mask=keep, other=0.0),
+        tl.load(stats + 2 * row + 1, mask=keep, other=0.0),
+    )
     s, normed, _ = scores_again(
         x_rows, keep, mean, rstd, wg, c, e, w2, b2, image, D, H, K, False, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
@@ -70,8 +86,8 @@ def backward_kernel(
     tl.store(scores + at, s, mask=keep[:, None] & (k < K)[None, :])
     tl.store(ds + at, dscores.to(ds.dtype.element_ty), mask=keep[:, None] & (k < K)[None, :])
     input_gradient(
-        x_rows, keep, mean, rstd, normed, weights, dscores, wg, c, e, w2, image, dh, g, dx, row, keep, D, H, K,
-        False, TANH, ONE, PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        x_rows, keep, mean, rstd, normed, weights, dscores, wg, c, e, w2, image, dh, g, dx, row, keep, D, H,
+        K, False, TANH, ONE, PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
 
@@ -90,9 +106,9 @@ def forward(
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
         launch(
-            forward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, x, tokens_read, *folded, w2_read, b2_read, y,
-            stats, n, d, h, k, *x.stride()[:2], eps, TANH=tanh, HAS_B2=b2 is not None, PRECISION=precision(x),
-            BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **config,
+            forward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, x, tokens_read, *folded, w2_read,
+            b2_read, y, stats, n, d, h, k, *x.stride()[:2], eps, TANH=tanh, HAS_B2=b2 is not None,
+            PRECISION=precision(x), BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **config,
         )  # fmt: skip
         return y, stats
 
@@ -104,7 +120,7 @@ def backward(
     dy: Tensor, x: Tensor, tokens: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, stats: Tensor, tanh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The op's backward: dx [B,N,D] and dtokens [B,K,D] in x's dtype, the parameters' gradients in float32."""
+    """The op's backward: dx [B,N,D] and dtokens [B,K,D] in x's dtype, the parameters' in float32."""
     (b, n, d), (k, h) = x.shape, w2.shape
     dx, parameters = x.new_empty((b, n, d)), Parameters(w1, b1, w2, b2, norm_weight, norm_bias)
     if not symbolic(b) and b == 0:
@@ -116,8 +132,8 @@ def backward(
 
     def run(config: Config) -> None:
         launch(
-            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, tokens_read, *folded, w2_read, b2_read,
-            stats, scores, dx, *saved, n, d, h, k, *x.stride()[:2], *dy.stride()[:2], TANH=tanh,
+            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, tokens_read, *folded, w2_read,
+            b2_read, stats, scores, dx, *saved, n, d, h, k, *x.stride()[:2], *dy.stride()[:2], TANH=tanh,
             HAS_B2=b2 is not None, PRECISION=precision(x), BLOCK_K=padded(k), **hidden_blocks(h), **config,
         )  # fmt: skip
 

@@ -29,7 +29,11 @@ def _fake_forward(
     tanh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (b, n, d), k, statistic = x.shape, w2.shape[0], accumulate_dtype(x.dtype)
-    return x.new_empty((b, k, d)), x.new_empty((b, k), dtype=statistic), x.new_empty((b, n, 2), dtype=statistic)
+    return (
+        x.new_empty((b, k, d)),
+        x.new_empty((b, k), dtype=statistic),
+        x.new_empty((b, n, 2), dtype=statistic),
+    )
 
 
 def _fake_backward(

@@ -1,4 +1,4 @@
-"""fused_tokenlearner in Triton: one program scores a segment of an image's tokens and pools it while it is in L2."""
+"""fused_tokenlearner in Triton: one program scores a segment of tokens and pools it while it is in L2."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, rows_contiguous, symbolic
+from jair_kernels._triton import (
+    Config,
+    ceil_div,
+    configured,
+    launch,
+    padded,
+    precision,
+    rows_contiguous,
+    symbolic,
+)
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
 from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
-from jair_kernels.token_pool.triton import (
+from jair_kernels._triton_pool import (
     add_to_lse,
     finish_lse,
     mask_arguments,
@@ -44,8 +53,8 @@ def forward_kernel(
         n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
         keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
         s, mean, rstd = score_rows(
-            x_image + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION, x.dtype.element_ty,
-            BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+            x_image + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION,
+            x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
         )  # fmt: skip
         row = b * N + n
         tl.store(stats + 2 * row, mean, mask=n < end)
@@ -72,8 +81,9 @@ def forward_kernel(
 @triton.jit
 def backward_kernel(
     dy, x, mask, wg, c, e, w2, b2, lse, stats, delta, dx, dh, g, ds, N, D, H, K, x_b, x_n, m_b, m_n,
-    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens: h and dP from one product, dS, then dx."""
     blocks = tl.cdiv(N, BLOCK_N)
@@ -82,12 +92,16 @@ def backward_kernel(
     k = tl.arange(0, BLOCK_K)
     keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
     x_rows, dy_image, row = x + b * x_b + n * x_n, dy + b * K * D, b * N + n
-    mean, rstd = tl.load(stats + 2 * row, mask=keep, other=0.0), tl.load(stats + 2 * row + 1, mask=keep, other=0.0)
+    mean, rstd = (
+        tl.load(stats + 2 * row, mask=keep, other=0.0),
+        tl.load(stats + 2 * row + 1, mask=keep, other=0.0),
+    )
     s, normed, dweights = scores_again(
         x_rows, keep, mean, rstd, wg, c, e, w2, b2, dy_image, D, H, K, True, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
-    if N <= BLOCK_N:  # the image's softmax anew: a single token then weighs exactly 1, whatever s was rounded to
+    if N <= BLOCK_N:
+        # The image's softmax anew: a single token then weighs exactly 1, whatever s was rounded to.
         top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
         top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
         lse_k = finish_lse(top, total)
@@ -98,8 +112,8 @@ def backward_kernel(
     inside = (n < N)[:, None] & (k < K)[None, :]
     tl.store(ds + row[:, None] * K + k[None, :], dscores.to(ds.dtype.element_ty), mask=inside)
     input_gradient(
-        x_rows, keep, mean, rstd, normed, weights, dscores, wg, c, e, w2, dy_image, dh, g, dx, row, n < N, D, H, K,
-        True, TANH, ONE, PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        x_rows, keep, mean, rstd, normed, weights, dscores, wg, c, e, w2, dy_image, dh, g, dx, row, n < N,
+        D, H, K, True, TANH, ONE, PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
 
 
@@ -124,10 +138,10 @@ def forward(
         blocks = {name: size for name, size in config.items() if name != "SEGMENT"}
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
-            forward_kernel, (b * splits,), x, x, mask_or_x, *folded, w2_read, b2_read, scores, parts, part_lse, stats,
-            n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh, HAS_B2=b2 is not None,
-            HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_H=hidden_blocks(h)["BLOCK_H"],
-            BLOCK_K=padded(k), **blocks,
+            forward_kernel, (b * splits,), x, x, mask_or_x, *folded, w2_read, b2_read, scores, parts,
+            part_lse, stats, n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh,
+            HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x),
+            BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **blocks,
         )  # fmt: skip
         if merged:
             merge(parts, part_lse, mask, n, y, lse, False)
@@ -138,10 +152,11 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
-    norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, lse: Tensor, stats: Tensor, tanh: bool,
+    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, lse: Tensor,
+    stats: Tensor, tanh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The op's backward: dx [B,N,D] in x's dtype, the parameters' gradients in float32 in the arguments' order."""
+    """The op's backward: dx [B,N,D] in x's dtype, the parameters' gradients in float32."""
     (b, n, d), (k, h) = x.shape, w2.shape
     dx, parameters = x.new_empty((b, n, d)), Parameters(w1, b1, w2, b2, norm_weight, norm_bias)
     if not symbolic(b) and b == 0:
@@ -154,9 +169,10 @@ def backward(
     def run(config: Config) -> None:
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
-            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, mask_or_x, *folded, w2_read, b2_read, lse,
-            stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh, HAS_B2=b2 is not None,
-            HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k), **hidden_blocks(h), **config,
+            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, mask_or_x, *folded, w2_read,
+            b2_read, lse, stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh,
+            HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k),
+            **hidden_blocks(h), **config,
         )  # fmt: skip
 
     configured("tokenlearner_backward", x, k, run)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _vmap
+from jair_kernels import _library, _triton, _vmap
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
 from jair_kernels._backends import Kernel, kernel, register
 from jair_kernels.token_pool import cost
@@ -35,6 +35,22 @@ def _fake_backward(
     return x.new_empty(x.shape), x.new_empty(scores.shape)
 
 
+def _unfit_triton(x: torch.Tensor, scores: torch.Tensor) -> str | None:
+    return _triton.unfit(scores.shape[2])
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
+        b, n, d = x
+        return cost.forward_flops(b, n, d, scores[2])
+
+    @register_flop_formula(backward)
+    def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
+        b, n, d = x
+        return cost.backward_flops(b, n, d, dy[1])
+
+
 def _register() -> None:
     kernels = {}
     if _library.has_kernel("token_pool", "CPU"):
@@ -45,14 +61,11 @@ def _register() -> None:
         kernels["cpu"] = Kernel(ops.token_pool_forward.default, ops.token_pool_backward.default)
         if _library.has_kernel("token_pool", "CUDA"):
             kernels["cuda"] = kernels["cpu"]
-
-        @register_flop_formula(ops.token_pool_forward)
-        def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(x[0], x[1], x[2], scores[2])
-
-        @register_flop_formula(ops.token_pool_backward)
-        def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(x[0], x[1], x[2], dy[1])
+        _count(ops.token_pool_forward, ops.token_pool_backward)
+    forward = _triton.define("token_pool", "forward", _fake_forward, 2)
+    backward = _triton.define("token_pool", "backward", _fake_backward, 2)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    _count(forward, backward)
 
     register("fused_token_pool", **kernels)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _vmap
+from jair_kernels import _library, _triton, _vmap
 from jair_kernels._autograd import (
     Differentiable,
     accumulate_dtype,
@@ -55,6 +55,20 @@ def _fake_backward(
     return (x.new_empty(x.shape), x.new_empty(tokens.shape), *(like_parameter(p, x) for p in parameters))
 
 
+def _unfit_triton(x: Tensor, tokens: Tensor, w1: Tensor, w2: Tensor) -> str | None:
+    return _triton.unfit(w2.shape[0])
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
+
+    @register_flop_formula(backward)
+    def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
+
+
 def _register() -> None:
     kernels = {}
     if _library.has_kernel("tokenfuser", "CPU"):
@@ -63,15 +77,11 @@ def _register() -> None:
         torch.library.register_fake("jair_kernels::tokenfuser_backward", _fake_backward)
         _vmap.register("tokenfuser", forward=(0, 1))
         kernels["cpu"] = Kernel(ops.tokenfuser_forward.default, ops.tokenfuser_backward.default)
-
-        @register_flop_formula(ops.tokenfuser_forward)
-        def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
-        @register_flop_formula(ops.tokenfuser_backward)
-        def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
+        _count(ops.tokenfuser_forward, ops.tokenfuser_backward)
+    forward = _triton.define("tokenfuser", "forward", _fake_forward, 2)
+    backward = _triton.define("tokenfuser", "backward", _fake_backward, 8)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    _count(forward, backward)
     register("fused_tokenfuser", **kernels)
 
 

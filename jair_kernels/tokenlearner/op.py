@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _vmap
+from jair_kernels import _library, _triton, _vmap
 from jair_kernels._autograd import (
     Differentiable,
     accumulate_dtype,
@@ -35,7 +35,11 @@ def _fake_forward(
     tanh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (b, n, d), k, statistic = x.shape, w2.shape[0], accumulate_dtype(x.dtype)
-    return x.new_empty((b, k, d)), x.new_empty((b, k), dtype=statistic), x.new_empty((b, n, 2), dtype=statistic)
+    return (
+        x.new_empty((b, k, d)),
+        x.new_empty((b, k), dtype=statistic),
+        x.new_empty((b, n, 2), dtype=statistic),
+    )
 
 
 def _fake_backward(
@@ -57,6 +61,20 @@ def _fake_backward(
     return (x.new_empty(x.shape), *(like_parameter(p, x) for p in parameters))
 
 
+def _unfit_triton(x: Tensor, w1: Tensor, w2: Tensor) -> str | None:
+    return _triton.unfit(w2.shape[0])
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
+
+    @register_flop_formula(backward)
+    def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+        return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
+
+
 def _register() -> None:
     kernels = {}
     if _library.has_kernel("tokenlearner", "CPU"):
@@ -65,15 +83,11 @@ def _register() -> None:
         torch.library.register_fake("jair_kernels::tokenlearner_backward", _fake_backward)
         _vmap.register("tokenlearner", forward=(0, 7))
         kernels["cpu"] = Kernel(ops.tokenlearner_forward.default, ops.tokenlearner_backward.default)
-
-        @register_flop_formula(ops.tokenlearner_forward)
-        def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
-        @register_flop_formula(ops.tokenlearner_backward)
-        def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-            return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
+        _count(ops.tokenlearner_forward, ops.tokenlearner_backward)
+    forward = _triton.define("tokenlearner", "forward", _fake_forward, 3)
+    backward = _triton.define("tokenlearner", "backward", _fake_backward, 7)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    _count(forward, backward)
     register("fused_tokenlearner", **kernels)
 
 

@@ -1,0 +1,179 @@
+"""fused_tokenlearner in Triton: one program scores a segment of tokens and pools it while it is in L2."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from jair_kernels._triton import (
+    Config,
+    ceil_div,
+    configured,
+    launch,
+    padded,
+    precision,
+    rows_contiguous,
+    symbolic,
+)
+from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
+from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
+from jair_kernels._triton_pool import (
+    add_to_lse,
+    finish_lse,
+    mask_arguments,
+    merge,
+    parts_of,
+    pool_chunk,
+    row_dots,
+    score_gradient,
+    softmax_weights,
+    split_tokens,
+    tokens_kept,
+)
+
+Tensor = torch.Tensor
+
+
+@triton.jit
+def forward_kernel(
+    x, mask, wg, c, e, w2, b2, scores, y, lse, stats, N, D, H, K, x_b, x_n, m_b, m_n, splits, segment, eps,
+    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Scores of one segment into memory, its log-sum-exp, then the pooled columns, BLOCK_P at a time."""
+    place = tl.program_id(0).to(tl.int64)
+    b, begin = place // splits, (place % splits) * segment
+    end = tl.minimum(begin + segment, N)
+    k = tl.arange(0, BLOCK_K)
+    x_image = x + b * x_b
+    top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
+    for n0 in range(begin, end, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
+        keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
+        s, mean, rstd = score_rows(
+            x_image + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION,
+            x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        )  # fmt: skip
+        row = b * N + n
+        tl.store(stats + 2 * row, mean, mask=n < end)
+        tl.store(stats + 2 * row + 1, rstd, mask=n < end)
+        tl.store(scores + row[:, None] * K + k[None, :], s, mask=(n < end)[:, None] & (k < K)[None, :])
+        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
+    lse_k = finish_lse(top, total)
+    tl.store(lse + place * K + k, lse_k, mask=k < K)
+    tl.debug_barrier()  # the scores just written are read below by other threads
+    for d0 in range(0, D, BLOCK_P):
+        d = d0 + tl.arange(0, BLOCK_P)
+        acc = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+        for n0 in range(begin, end, BLOCK_N):
+            n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
+            keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
+            inside = keep[:, None] & (k < K)[None, :]
+            s = tl.load(scores + (b * N + n)[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
+            weights = softmax_weights(s, lse_k, keep)
+            acc = pool_chunk(acc, weights, x_image + n * x_n, keep, d, D, PRECISION)
+        out = y + (place * K + k)[:, None] * D + d[None, :]
+        tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def backward_kernel(
+    dy, x, mask, wg, c, e, w2, b2, lse, stats, delta, dx, dh, g, ds, N, D, H, K, x_b, x_n, m_b, m_n,
+    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One block of tokens: h and dP from one product, dS, then dx."""
+    blocks = tl.cdiv(N, BLOCK_N)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
+    x_rows, dy_image, row = x + b * x_b + n * x_n, dy + b * K * D, b * N + n
+    mean, rstd = (
+        tl.load(stats + 2 * row, mask=keep, other=0.0),
+        tl.load(stats + 2 * row + 1, mask=keep, other=0.0),
+    )
+    s, normed, dweights = scores_again(
+        x_rows, keep, mean, rstd, wg, c, e, w2, b2, dy_image, D, H, K, True, TANH, HAS_B2, ONE, PRECISION,
+        x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+    )  # fmt: skip
+    if N <= BLOCK_N:
+        # The image's softmax anew: a single token then weighs exactly 1, whatever s was rounded to.
+        top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
+        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
+        lse_k = finish_lse(top, total)
+    else:
+        lse_k = tl.load(lse + b * K + k, mask=k < K, other=0.0)
+    weights = softmax_weights(s, lse_k, keep)
+    dscores = score_gradient(weights, dweights, delta, b, k, N, K, BLOCK_N)
+    inside = (n < N)[:, None] & (k < K)[None, :]
+    tl.store(ds + row[:, None] * K + k[None, :], dscores.to(ds.dtype.element_ty), mask=inside)
+    input_gradient(
+        x_rows, keep, mean, rstd, normed, weights, dscores, wg, c, e, w2, dy_image, dh, g, dx, row, n < N,
+        D, H, K, True, TANH, ONE, PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+    )  # fmt: skip
+
+
+def forward(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
+    norm_bias: Tensor | None, mask: Tensor | None, eps: float, tanh: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The op's forward: y [B,K,D] in x's dtype, lse [B,K] and stats [B,N,2] in float32."""
+    (b, n, d), (k, h) = x.shape, w2.shape
+    y = x.new_empty((b, k, d))
+    lse, stats = (x.new_empty(shape, dtype=torch.float32) for shape in ((b, k), (b, n, 2)))
+    if not symbolic(b) and b == 0:
+        return y, lse, stats
+    x = rows_contiguous(x)
+    folded = fold(x, w1, b1, norm_weight, norm_bias)
+    w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
+    scores = x.new_empty((b, n, k), dtype=torch.float32)
+
+    def run(config: Config) -> tuple[Tensor, Tensor, Tensor]:
+        splits, segment = split_tokens(b, n, 1, config)
+        parts, part_lse, merged = parts_of(y, lse, splits)
+        blocks = {name: size for name, size in config.items() if name != "SEGMENT"}
+        mask_or_x, *mask_strides = mask_arguments(mask, x)
+        launch(
+            forward_kernel, (b * splits,), x, x, mask_or_x, *folded, w2_read, b2_read, scores, parts,
+            part_lse, stats, n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh,
+            HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x),
+            BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **blocks,
+        )  # fmt: skip
+        if merged:
+            merge(parts, part_lse, mask, n, y, lse, False)
+        return y, lse, stats
+
+    result: tuple[Tensor, Tensor, Tensor] = configured("tokenlearner_forward", x, k, run)
+    return result
+
+
+def backward(
+    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, lse: Tensor,
+    stats: Tensor, tanh: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The op's backward: dx [B,N,D] in x's dtype, the parameters' gradients in float32."""
+    (b, n, d), (k, h) = x.shape, w2.shape
+    dx, parameters = x.new_empty((b, n, d)), Parameters(w1, b1, w2, b2, norm_weight, norm_bias)
+    if not symbolic(b) and b == 0:
+        return dx, *parameters.zero_gradients(x)
+    x, dy = rows_contiguous(x), dy.contiguous()
+    folded = fold(x, w1, b1, norm_weight, norm_bias)
+    w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
+    delta, saved = row_dots(y, dy), Scratch.empty(x, h, k)
+
+    def run(config: Config) -> None:
+        mask_or_x, *mask_strides = mask_arguments(mask, x)
+        launch(
+            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, mask_or_x, *folded, w2_read,
+            b2_read, lse, stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh,
+            HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k),
+            **hidden_blocks(h), **config,
+        )  # fmt: skip
+
+    configured("tokenlearner_backward", x, k, run)
+    return dx, *parameter_gradients(x, mask, stats, saved, parameters)

@@ -1,0 +1,167 @@
+"""Compile every Triton kernel ahead of time, without a GPU: ``python -m tests.aot_triton [--arch 80 90
+100]``.
+
+The launches are recorded from the ops' own host functions, run on fake tensors of the shapes of real
+models, so what
+is compiled is what a GPU would be given. Prints registers, spills and shared memory of every kernel;
+fails if one
+spills or asks for more shared memory than a block of that architecture can have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from jair_kernels import _triton_grad, _triton_mlp, _triton_pool
+from jair_kernels.token_pool import triton as token_pool
+from jair_kernels.tokenfuser import triton as tokenfuser
+from jair_kernels.tokenlearner import triton as tokenlearner
+
+# Shared memory of one block, in bytes (CUDA C++ programming guide, technical specifications per compute
+# capability).
+SHARED = {80: 166912, 90: 232448, 100: 232448}
+
+# N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution.
+SHAPES = (
+    (196, 768, 64, 8),
+    (196, 768, 64, 16),
+    (196, 768, 64, 111),
+    (81, 512, 64, 8),
+    (100, 512, 64, 81),
+    (1024, 1024, 64, 32),
+)
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1"}
+MODULES = (_triton_mlp, _triton_grad, _triton_pool, token_pool, tokenlearner, tokenfuser)
+
+
+class Build(NamedTuple):
+    """One specialisation of a kernel; hashable, so that shapes which share it compile it once."""
+
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[str, ...]
+    options: tuple[tuple[str, int], ...]
+
+
+def specialise(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> Build:
+    """What triton's launcher makes of these arguments: types, constants, and which are divisible by 16."""
+    options = tuple((name, meta.pop(name)) for name in ("num_warps", "num_stages") if name in meta)
+    types, constants, aligned = {}, dict(meta), []
+    for name, value in zip(kernel.arg_names, args, strict=False):
+        if isinstance(value, torch.Tensor):
+            types[name] = "*" + TYPES[value.dtype]
+            aligned.append(name)
+        elif isinstance(value, float):
+            types[name] = "fp32"
+        elif value == 1:
+            constants[name] = 1
+        else:
+            types[name] = "i32" if value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(name)
+    signature = tuple((name, types.get(name, "constexpr")) for name in kernel.arg_names)
+    module = kernel.fn.__module__
+    return Build(
+        module, kernel.fn.__name__, signature, tuple(sorted(constants.items())), tuple(aligned), options
+    )
+
+
+def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
+    """Every op, forward and backward, with masks and all parameters."""
+    b = 64
+    x, tokens, scores = (torch.empty(b, *size, dtype=dtype) for size in ((n, d), (k, d), (n, k)))
+    w1, b1, w2, b2, scale, shift = (torch.empty(size, dtype=dtype) for size in ((h, d), h, (k, h), k, d, d))
+    mask, parameters = torch.empty(b, n, dtype=torch.bool), (w1, b1, w2, b2, scale, shift)
+    for sigmoid in (False, True):
+        y, lse = token_pool.forward(x, scores, mask, sigmoid, True)
+        token_pool.backward(y, x, scores, mask, y, lse, sigmoid, True)
+    y, lse, stats = tokenlearner.forward(x, *parameters, mask, 1e-6, True)
+    tokenlearner.backward(y, x, *parameters, mask, y, lse, stats, True)
+    y, stats = tokenfuser.forward(x, tokens, *parameters, 1e-6, True)
+    tokenfuser.backward(y, x, tokens, *parameters, stats, True)
+
+
+def builds() -> Iterator[tuple[str, Build]]:
+    """Every specialisation once, with the first case that needs it."""
+    seen: set[Build] = set()
+    found: list[Build] = []
+
+    def record(kernel: Any, grid: Any, main: Any, *args: Any, **meta: Any) -> None:
+        found.append(specialise(kernel, args, meta))
+
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode())
+        for module in MODULES:
+            stack.enter_context(patch.object(module, "launch", record))
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for n, d, h, k in SHAPES:
+                found.clear()
+                call_ops(dtype, n, d, h, k)
+                for build in found:
+                    if build not in seen:
+                        seen.add(build)
+                        yield f"{TYPES[dtype]} {n}x{d} K {k}", build
+
+
+def compile_one(build: Build, arch: int) -> tuple[int, int, int]:
+    """(registers, bytes of spills, bytes of shared memory) on an architecture."""
+    kernel = getattr(sys.modules[build.module], build.kernel)
+    index = {name: i for i, name in enumerate(kernel.arg_names)}
+    constants = {(index[name],): value for name, value in build.constants}
+    attributes = {(index[name],): [["tt.divisibility", 16]] for name in build.aligned}
+    source = ASTSource(fn=kernel, signature=dict(build.signature), constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(build.options))
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    cubin = next(path for path in compiled.metadata_group.values() if str(path).endswith(".cubin"))
+    printed = subprocess.run(
+        [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
+    ).stdout
+    used = re.findall(r"REG:(\d+) STACK:(\d+)", printed)  # the kernel and what it calls
+    return max(int(r) for r, _ in used), max(int(s) for _, s in used), compiled.metadata.shared
+
+
+def main() -> int:
+    """Compile, print, and return the number of kernels that a GPU could not run well."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="+", default=list(SHARED), choices=list(SHARED))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="", help="only kernels whose module and name contain this")
+    options = parser.parse_args()
+    work = [
+        (case, build, arch)
+        for case, build in builds()
+        for arch in options.arch
+        if options.only in f"{build.module}.{build.kernel}"
+    ]
+    failures = 0
+    with ProcessPoolExecutor(options.jobs) as pool:
+        results = pool.map(compile_one, [build for _, build, _ in work], [arch for _, _, arch in work])
+        for (case, build, arch), (registers, stack, shared) in zip(work, results, strict=True):
+            bad = stack > 0 or shared > SHARED[arch]
+            failures += bad
+            name = f"{build.module.removeprefix('jair_kernels.')}.{build.kernel}"
+            numbers = f"{registers:3} registers {stack:5} B spilled {shared:6} B shared"
+            print(f"sm_{arch} {case:22} {name:42} {numbers}{'  FAILED' if bad else ''}", flush=True)
+    print(f"{len(work)} kernels compiled, {failures} failed")
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch.utils import deterministic as _settings
@@ -22,6 +23,7 @@ __all__ = [
     "FLOOR_ULPS",
     "ISAS",
     "Case",
+    "Expectation",
     "Sample",
     "assert_accurate",
     "available_isas",
@@ -170,18 +172,36 @@ def _largest(t: Tensor) -> Tensor:
     return t.abs().max()
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """What one call is held to; made once, it serves every backend and instruction set."""
+
+    sample: Sample
+    eager: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    sizes: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, sample: Sample) -> Expectation:
+        """The plain expression in the sample's dtype, the float64 reference and its magnitudes."""
+        expected = run_float64(sample)
+        return cls(sample, run_eager(sample), expected, magnitudes(sample, expected))
+
+    def check(self, backend: str | None) -> None:
+        """As `assert_accurate`."""
+        found = faults(run(self.sample, backend), self.eager, self.expected, self.sizes)
+        if found:
+            dtype = self.sample.dy.dtype
+            raise AssertionError("\n  ".join([f"{self.sample.op} {self.sample.name} {dtype} on {backend}:", *found]))
+
+
 def assert_accurate(sample: Sample, backend: str | None) -> None:
     """Hold one call, forward and every gradient, to the contract.
 
     Raises:
         AssertionError: with every output that breaks it.
     """
-    expected = run_float64(sample)
-    found = faults(run(sample, backend), run_eager(sample), expected, magnitudes(sample, expected))
-    if found:
-        raise AssertionError(
-            f"{sample.op} {sample.name} {sample.dy.dtype} on {backend}:\n  " + "\n  ".join(found)
-        )
+    Expectation.of(sample).check(backend)
 
 
 def available_isas() -> tuple[str, ...]:

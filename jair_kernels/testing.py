@@ -15,7 +15,9 @@ import torch
 from torch.utils import deterministic as _settings
 
 import jair_kernels
+from jair_kernels._autograd import accumulate_dtype
 from jair_kernels._samples import Case, Sample, sample_inputs
+from jair_kernels.token_pool.reference import token_pool
 from jair_kernels.tokenlearner.reference import score_mlp
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
     "available_isas",
     "cpu_isa",
     "faults",
-    "magnitudes",
+    "floors",
     "poisoned_empty",
     "run",
     "run_eager",
@@ -47,7 +49,8 @@ FLOOR_ULPS = 2.0
 # either sign has to fit in the floor: 450 spacings.
 FLOAT64_FLOOR = 1e-13
 
-_DRAWS = 4  # of random signs in `magnitudes`
+_DRAWS = 4  # of random signs in `floors`
+_TINY = 2.0**-26  # relative change that stands for a derivative in float64
 
 ISAS = ("portable", "avx2", "avx512", "amx")
 
@@ -70,46 +73,74 @@ def run_eager(sample: Sample) -> dict[str, Tensor]:
     return run(sample, "reference")
 
 
-def run_float64(sample: Sample) -> dict[str, Tensor]:
-    """The reference: the same rounded values, computed in float64."""
-    return run(sample.to(torch.float64), "reference")
+def run_float64(sample: Sample, score_noise: float = 0.0) -> dict[str, Tensor]:
+    """The reference: the same rounded values in float64, LayerNorm fed with rows less their first element.
 
-
-def magnitudes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The size against which the floor is measured: |expected|, and more where the result is a difference.
-
-    Through a softmax every gradient of the scores is p (dP - delta), delta = sum_n p dP: with one dominant
-    weight, equal tokens or N = 1 it cancels to nothing, and db2 always does. Rounding is relative to the
-    terms, so the magnitude is what p (|dP| + |delta|) with random signs makes of each gradient, the root mean
-    square over a few draws.
+    LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000 would make
+    the rounding of a float64 mean visible. `score_noise` is a relative error of random sign in the scores.
     """
-    sizes = {name: t.abs() for name, t in expected.items()}
-    if sample.op == "fused_tokenfuser" or sample.options.get("weighting") == "sigmoid":
-        return sizes
     leaves, keep = _clean(sample)
-    x, dy = leaves["x"], sample.dy.to(torch.float64)
-    scores = leaves["scores"] if "scores" in leaves else _scores(sample, leaves)
-    weights = scores.masked_fill(~keep, -torch.inf).softmax(1).masked_fill(~keep, 0).detach()
-    d_weights = (x.detach() @ dy.transpose(1, 2)) / (
-        keep.sum(1, keepdim=True).clamp(min=1) if _is_mean(sample) else 1
-    )
-    delta = (weights * d_weights).sum(1, keepdim=True)
-    terms = weights * (d_weights.abs() + delta.abs())
-    inputs = {name: t for name, t in leaves.items() if name != "x" or "scores" not in leaves}
-    squares = {name: torch.zeros_like(t) for name, t in inputs.items()}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(_DRAWS):
-        signs = torch.randint(0, 2, terms.shape, generator=generator).to(terms) * 2 - 1
-        grads = torch.autograd.grad(scores, list(inputs.values()), signs * terms, retain_graph=True)
-        for name, grad in zip(inputs, grads, strict=True):
-            squares[name] += grad.square() / _DRAWS
+    scores = _scores(sample, leaves)
+    if score_noise:
+        scores = scores * (1 + score_noise * _signs(scores, 0))
+    if sample.op == "fused_tokenfuser":
+        y = scores.sigmoid() @ leaves["tokens"]
+    else:
+        pooling = {
+            name: sample.options[name] for name in ("weighting", "reduction") if name in sample.options
+        }
+        y = token_pool(leaves["x"], scores, mask=keep.squeeze(-1), **pooling)
+    grads = torch.autograd.grad(y, list(leaves.values()), sample.dy.to(torch.float64))
+    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def floors(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is always allowed of every element: a few spacings of the dtype times the size of what is summed, and
+    in the dtype that kernels accumulate in, what a relative rounding of the scores does to it.
+
+    Gradients of parameters sum dS over the tokens, where terms of either sign cancel: db2 of a softmax to
+    nothing. A softmax makes each term a difference besides, dS = p (dP - delta), delta = sum_n p dP, which is
+    nothing for N = 1, equal tokens or one dominant weight. Rounding is relative to the terms; so the size is
+    what p (|dP| + |delta|), for a sigmoid w (1 - w) |dP|, with random signs make of each gradient.
+    """
+    moved = run_float64(sample, score_noise=_TINY)
+    unit, unit_inside = (_floor(dtype) for dtype in (sample.dy.dtype, accumulate_dtype(sample.dy.dtype)))
     return {
-        name: t if name[1:] not in squares else (t.square() + squares[name[1:]]).sqrt()
-        for name, t in sizes.items()
+        name: unit * size + unit_inside * (moved[name] - expected[name]).abs() / _TINY
+        for name, size in _sizes(sample, expected).items()
     }
 
 
-_DRAWS = 4
+def _floor(dtype: torch.dtype) -> float:
+    return FLOAT64_FLOOR if dtype == torch.float64 else FLOOR_ULPS * torch.finfo(dtype).eps
+
+
+def _sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    sizes = {name: t.abs() for name, t in expected.items()}
+    leaves, keep = _clean(sample)
+    scores, dy = _scores(sample, leaves), sample.dy.to(torch.float64)
+    logits, x = scores.detach(), leaves["x"].detach()
+    d_weights = dy @ leaves["tokens"].detach().mT if sample.op == "fused_tokenfuser" else x @ dy.mT
+    if sample.options.get("reduction") == "mean":
+        d_weights = d_weights / keep.sum(1, keepdim=True).clamp(min=1)
+    if sample.op != "fused_tokenfuser" and sample.options.get("weighting") != "sigmoid":
+        weights = logits.masked_fill(~keep, -torch.inf).softmax(1).masked_fill(~keep, 0)
+        terms = weights * (d_weights.abs() + (weights * d_weights).sum(1, keepdim=True).abs())
+    else:
+        terms = (logits.sigmoid() * (-logits).sigmoid() * d_weights.abs()).masked_fill(~keep, 0)
+    inputs = [name for name in leaves if name != "tokens" and (name != "x" or "scores" not in leaves)]
+    squares = {name: sizes[f"d{name}"].square() for name in inputs}
+    for draw in range(_DRAWS):
+        signed = _signs(terms, draw) * terms
+        grads = torch.autograd.grad(scores, [leaves[name] for name in inputs], signed, retain_graph=True)
+        for name, grad in zip(inputs, grads, strict=True):
+            squares[name] += grad.square() / _DRAWS
+    return sizes | {f"d{name}": square.sqrt() for name, square in squares.items()}
+
+
+def _signs(like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
 
 
 def _clean(sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
@@ -127,19 +158,18 @@ def _clean(sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
 
 
 def _scores(sample: Sample, leaves: dict[str, Tensor]) -> Tensor:
+    if "scores" in leaves:
+        return leaves["scores"]
+    x = leaves["x"]
     parameters = (leaves.get(name) for name in ("w1", "b1", "w2", "b2", "norm_weight", "norm_bias"))
     options = {"eps": 1e-6, "approximate": "tanh"} | sample.options
-    return score_mlp(leaves["x"], *parameters, **options)  # type: ignore[arg-type]
-
-
-def _is_mean(sample: Sample) -> bool:
-    return sample.options.get("reduction") == "mean"
+    return score_mlp(x - x[..., :1].detach(), *parameters, **options)  # type: ignore[arg-type]
 
 
 def faults(
-    ours: dict[str, Tensor], eager: dict[str, Tensor], expected: dict[str, Tensor], sizes: dict[str, Tensor]
+    ours: dict[str, Tensor], eager: dict[str, Tensor], expected: dict[str, Tensor], allowed: dict[str, Tensor]
 ) -> list[str]:
-    """Where the contract is broken, in words; relative Frobenius error and largest error are both held."""
+    """Where the contract is broken, in words; Frobenius norm and largest element of the error are both held."""
     found = []
     for name, reference in expected.items():
         result, peer = ours[name], eager[name]
@@ -150,20 +180,19 @@ def faults(
             continue
         if reference.numel() == 0:
             continue
-        floor = FLOAT64_FLOOR if peer.dtype == torch.float64 else FLOOR_ULPS * torch.finfo(peer.dtype).eps
-        error, allowed = (
+        error, peer_error = (
             t.to(device=reference.device, dtype=torch.float64) - reference for t in (result, peer)
         )
-        if not bool(allowed.isfinite().all()):
+        if not bool(peer_error.isfinite().all()):
             raise ValueError(
                 f"{name}: the eager expression itself is not finite here, so nothing can be compared"
             )
         for norm, measure in (("Frobenius", torch.linalg.vector_norm), ("max", _largest)):
-            have, peer_error, size = (float(measure(t)) for t in (error, allowed, sizes[name]))
-            limit = 2 * peer_error + floor * size
-            if not have <= limit:  # also catches NaN
+            have, theirs, floor = (float(measure(t)) for t in (error, peer_error, allowed[name]))
+            if not have <= 2 * theirs + floor:  # also catches NaN
+                size = float(measure(reference))
                 found.append(
-                    f"{name}: {norm} error {have:.3g} > {limit:.3g} (eager {peer_error:.3g}, size {size:.3g})"
+                    f"{name}: {norm} error {have:.3g} > 2 x {theirs:.3g} + {floor:.3g}, of {size:.3g}"
                 )
     return found
 
@@ -179,20 +208,22 @@ class Expectation:
     sample: Sample
     eager: dict[str, Tensor]
     expected: dict[str, Tensor]
-    sizes: dict[str, Tensor]
+    allowed: dict[str, Tensor]
 
     @classmethod
     def of(cls, sample: Sample) -> Expectation:
-        """The plain expression in the sample's dtype, the float64 reference and its magnitudes."""
+        """The plain expression in the sample's dtype, the float64 reference and the floors."""
         expected = run_float64(sample)
-        return cls(sample, run_eager(sample), expected, magnitudes(sample, expected))
+        return cls(sample, run_eager(sample), expected, floors(sample, expected))
 
     def check(self, backend: str | None) -> None:
         """As `assert_accurate`."""
-        found = faults(run(self.sample, backend), self.eager, self.expected, self.sizes)
+        found = faults(run(self.sample, backend), self.eager, self.expected, self.allowed)
         if found:
             dtype = self.sample.dy.dtype
-            raise AssertionError("\n  ".join([f"{self.sample.op} {self.sample.name} {dtype} on {backend}:", *found]))
+            raise AssertionError(
+                "\n  ".join([f"{self.sample.op} {self.sample.name} {dtype} on {backend}:", *found])
+            )
 
 
 def assert_accurate(sample: Sample, backend: str | None) -> None:

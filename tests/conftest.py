@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+
 from jair_kernels import _library
 from jair_kernels.testing import ISAS, Case, Expectation, available_isas, cpu_isa
 

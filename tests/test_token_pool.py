@@ -5,13 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import by_name, far_apart, layouts, shapes, values
+
 from jair_kernels import fused_token_pool
 from jair_kernels.testing import Case, assert_accurate, run
 
 OP = "fused_token_pool"
 OPTIONS = [{"weighting": w, "reduction": r} for w in ("softmax", "sigmoid") for r in ("sum", "mean")]
 OTHERS = [Case(OP, 2, n, 96, 8, options=o) for o in OPTIONS[1:] for n in (1, 7, 197)]
-CASES = shapes(OP) + OTHERS + values(OP) + values(OP, weighting="sigmoid") + layouts(OP) + layouts(OP, weighting="sigmoid")
+CASES = (
+    shapes(OP)
+    + OTHERS
+    + values(OP)
+    + values(OP, weighting="sigmoid")
+    + layouts(OP)
+    + layouts(OP, weighting="sigmoid")
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)

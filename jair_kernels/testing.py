@@ -1,0 +1,274 @@
+"""What the tests of every op and backend share: inputs as data, the error contract, ways to provoke faults.
+
+The contract (`assert_accurate`): forward and every gradient lie within twice the error of the plain PyTorch
+expression in the same dtype, both measured against the float64 reference on the same rounded inputs, plus a
+floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.utils import deterministic as _settings
+
+import jair_kernels
+from jair_kernels._autograd import accumulate_dtype
+from jair_kernels._samples import Case, Sample, sample_inputs
+from jair_kernels.token_pool.reference import token_pool
+from jair_kernels.tokenlearner.reference import score_mlp
+
+__all__ = [
+    "FLOAT64_FLOOR",
+    "FLOOR_ULPS",
+    "ISAS",
+    "Case",
+    "Expectation",
+    "Sample",
+    "assert_accurate",
+    "available_isas",
+    "cpu_isa",
+    "faults",
+    "floors",
+    "poisoned_empty",
+    "run",
+    "run_eager",
+    "run_float64",
+    "sample_inputs",
+]
+
+Tensor = torch.Tensor
+
+# Always allowed, in spacings of the dtype (finfo.eps) relative to the size of what is summed. Rounding the
+# result costs half of one; the rest is for results that eager hits by luck, such as an exact zero or a sum of
+# one term, where twice its error is nothing.
+FLOOR_ULPS = 2.0
+# In float64 the eager expression is the reference itself, so its own rounding in sums over D and N terms of
+# either sign has to fit in the floor: 450 spacings.
+FLOAT64_FLOOR = 1e-13
+
+_DRAWS = 4  # of random signs in `floors`
+_TINY = 2.0**-26  # relative change that stands for a derivative in float64
+
+ISAS = ("portable", "avx2", "avx512", "amx")
+
+
+def run(sample: Sample, backend: str | None) -> dict[str, Tensor]:
+    """The output "y" and the gradient "d<argument>" of every floating-point tensor."""
+    leaves = {
+        name: t.detach().requires_grad_()
+        for name, t in sample.tensors.items()
+        if t is not None and t.is_floating_point()
+    }
+    function = getattr(jair_kernels, sample.op)
+    y: Tensor = function(**{**sample.tensors, **leaves}, **sample.options, backend=backend)
+    grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
+    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def run_eager(sample: Sample) -> dict[str, Tensor]:
+    """The plain PyTorch expression in the sample's own dtype."""
+    return run(sample, "reference")
+
+
+def run_float64(sample: Sample, score_noise: float = 0.0) -> dict[str, Tensor]:
+    """The reference: the same rounded values in float64, LayerNorm fed with rows less their first element.
+
+    LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000 would make
+    the rounding of a float64 mean visible. `score_noise` is a relative error of random sign in the scores.
+    """
+    leaves, keep = _clean(sample)
+    scores = _scores(sample, leaves)
+    if score_noise:
+        scores = scores * (1 + score_noise * _signs(scores, 0))
+    if sample.op == "fused_tokenfuser":
+        y = scores.sigmoid() @ leaves["tokens"]
+    else:
+        pooling = {
+            name: sample.options[name] for name in ("weighting", "reduction") if name in sample.options
+        }
+        y = token_pool(leaves["x"], scores, mask=keep.squeeze(-1), **pooling)
+    grads = torch.autograd.grad(y, list(leaves.values()), sample.dy.to(torch.float64))
+    return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+
+
+def floors(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is always allowed of every element: a few spacings of the dtype times the size of what is summed, and
+    in the dtype that kernels accumulate in, what a relative rounding of the scores does to it.
+
+    Gradients of parameters sum dS over the tokens, where terms of either sign cancel: db2 of a softmax to
+    nothing. A softmax makes each term a difference besides, dS = p (dP - delta), delta = sum_n p dP, which is
+    nothing for N = 1, equal tokens or one dominant weight. Rounding is relative to the terms; so the size is
+    what p (|dP| + |delta|), for a sigmoid w (1 - w) |dP|, with random signs make of each gradient.
+    """
+    moved = run_float64(sample, score_noise=_TINY)
+    unit, unit_inside = (_floor(dtype) for dtype in (sample.dy.dtype, accumulate_dtype(sample.dy.dtype)))
+    return {
+        name: unit * size + unit_inside * (moved[name] - expected[name]).abs() / _TINY
+        for name, size in _sizes(sample, expected).items()
+    }
+
+
+def _floor(dtype: torch.dtype) -> float:
+    return FLOAT64_FLOOR if dtype == torch.float64 else FLOOR_ULPS * torch.finfo(dtype).eps
+
+
+def _sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    sizes = {name: t.abs() for name, t in expected.items()}
+    leaves, keep = _clean(sample)
+    scores, dy = _scores(sample, leaves), sample.dy.to(torch.float64)
+    logits, x = scores.detach(), leaves["x"].detach()
+    d_weights = dy @ leaves["tokens"].detach().mT if sample.op == "fused_tokenfuser" else x @ dy.mT
+    if sample.options.get("reduction") == "mean":
+        d_weights = d_weights / keep.sum(1, keepdim=True).clamp(min=1)
+    if sample.op != "fused_tokenfuser" and sample.options.get("weighting") != "sigmoid":
+        weights = logits.masked_fill(~keep, -torch.inf).softmax(1).masked_fill(~keep, 0)
+        terms = weights * (d_weights.abs() + (weights * d_weights).sum(1, keepdim=True).abs())
+    else:
+        terms = (logits.sigmoid() * (-logits).sigmoid() * d_weights.abs()).masked_fill(~keep, 0)
+    inputs = [name for name in leaves if name != "tokens" and (name != "x" or "scores" not in leaves)]
+    squares = {name: sizes[f"d{name}"].square() for name in inputs}
+    for draw in range(_DRAWS):
+        signed = _signs(terms, draw) * terms
+        grads = torch.autograd.grad(scores, [leaves[name] for name in inputs], signed, retain_graph=True)
+        for name, grad in zip(inputs, grads, strict=True):
+            squares[name] += grad.square() / _DRAWS
+    return sizes | {f"d{name}": square.sqrt() for name, square in squares.items()}
+
+
+def _signs(like: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+
+
+def _clean(sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
+    """Float64 leaves with masked tokens zeroed, and the mask as [B,N,1]."""
+    tensors = sample.to(torch.float64).tensors
+    x, mask = tensors["x"], tensors.get("mask")
+    assert x is not None
+    keep = torch.ones_like(x[..., :1], dtype=torch.bool) if mask is None else mask.unsqueeze(-1)
+    leaves = {}
+    for name, t in tensors.items():
+        if t is not None and name != "mask":
+            cleaned = t.detach().masked_fill(~keep, 0) if name in ("x", "scores") else t.detach()
+            leaves[name] = cleaned.requires_grad_()
+    return leaves, keep
+
+
+def _scores(sample: Sample, leaves: dict[str, Tensor]) -> Tensor:
+    if "scores" in leaves:
+        return leaves["scores"]
+    x = leaves["x"]
+    parameters = (leaves.get(name) for name in ("w1", "b1", "w2", "b2", "norm_weight", "norm_bias"))
+    options = {"eps": 1e-6, "approximate": "tanh"} | sample.options
+    return score_mlp(x - x[..., :1].detach(), *parameters, **options)  # type: ignore[arg-type]
+
+
+def faults(
+    ours: dict[str, Tensor], eager: dict[str, Tensor], expected: dict[str, Tensor], allowed: dict[str, Tensor]
+) -> list[str]:
+    """Where the contract is broken, in words; Frobenius norm and largest element of the error are both held."""
+    found = []
+    for name, reference in expected.items():
+        result, peer = ours[name], eager[name]
+        if result.dtype != peer.dtype or result.shape != reference.shape:
+            found.append(
+                f"{name}: {result.dtype} {list(result.shape)}, expected {peer.dtype} {list(reference.shape)}"
+            )
+            continue
+        if reference.numel() == 0:
+            continue
+        error, peer_error = (
+            t.to(device=reference.device, dtype=torch.float64) - reference for t in (result, peer)
+        )
+        if not bool(peer_error.isfinite().all()):
+            raise ValueError(
+                f"{name}: the eager expression itself is not finite here, so nothing can be compared"
+            )
+        for norm, measure in (("Frobenius", torch.linalg.vector_norm), ("max", _largest)):
+            have, theirs, floor = (float(measure(t)) for t in (error, peer_error, allowed[name]))
+            if not have <= 2 * theirs + floor:  # also catches NaN
+                size = float(measure(reference))
+                found.append(
+                    f"{name}: {norm} error {have:.3g} > 2 x {theirs:.3g} + {floor:.3g}, of {size:.3g}"
+                )
+    return found
+
+
+def _largest(t: Tensor) -> Tensor:
+    return t.abs().max()
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What one call is held to; made once, it serves every backend and instruction set."""
+
+    sample: Sample
+    eager: dict[str, Tensor]
+    expected: dict[str, Tensor]
+    allowed: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, sample: Sample) -> Expectation:
+        """The plain expression in the sample's dtype, the float64 reference and the floors."""
+        expected = run_float64(sample)
+        return cls(sample, run_eager(sample), expected, floors(sample, expected))
+
+    def check(self, backend: str | None) -> None:
+        """As `assert_accurate`."""
+        found = faults(run(self.sample, backend), self.eager, self.expected, self.allowed)
+        if found:
+            dtype = self.sample.dy.dtype
+            raise AssertionError(
+                "\n  ".join([f"{self.sample.op} {self.sample.name} {dtype} on {backend}:", *found])
+            )
+
+
+def assert_accurate(sample: Sample, backend: str | None) -> None:
+    """Hold one call, forward and every gradient, to the contract.
+
+    Raises:
+        AssertionError: with every output that breaks it.
+    """
+    Expectation.of(sample).check(backend)
+
+
+def available_isas() -> tuple[str, ...]:
+    """Instruction sets of the CPU kernels that this processor has, from the plainest to the widest."""
+    return ISAS[: torch.ops.jair_kernels.cpu_isa_best() + 1]
+
+
+@contextmanager
+def cpu_isa(name: str) -> Iterator[None]:
+    """Within the block the CPU kernels use this instruction set: "portable", "avx2", "avx512" or "amx".
+
+    Raises:
+        ValueError: the name is unknown or the processor lacks it.
+    """
+    if name not in available_isas():
+        raise ValueError(
+            f"name: expected {' or '.join(map(repr, available_isas()))} on this processor, got {name!r}"
+        )
+    previous = torch.ops.jair_kernels.cpu_isa()
+    torch.ops.jair_kernels.set_cpu_isa(ISAS.index(name))
+    try:
+        yield
+    finally:
+        torch.ops.jair_kernels.set_cpu_isa(previous)
+
+
+@contextmanager
+def poisoned_empty() -> Iterator[None]:
+    """Within the block torch.empty and its kin, also those called by kernels, are filled with NaN."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = _settings.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    _settings.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        _settings.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -1,0 +1,119 @@
+"""Threads: one and two of the pool, threads made later, workers after a fork, each with its tile configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from cases import by_name
+from jair_kernels.testing import Case, Expectation, run
+from torch.utils.data import DataLoader, Dataset
+
+OPS = ("fused_token_pool", "fused_tokenlearner", "fused_tokenfuser")
+CASES = [Case(op, b, n, 96, 8, h=24) for op in OPS for b, n in ((1, 1), (1, 197), (3, 197), (2, 40))]
+CASES += [Case(op, 1, 197, 96, 8, h=24, mask="some") for op in OPS[:2]]
+each_op = pytest.mark.parametrize("op", OPS)
+
+
+@contextmanager
+def pool_threads(count):
+    previous = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+def sample(op, dtype=torch.bfloat16):
+    return Case(op, 2, 70, 96, 8, h=24).sample(dtype)
+
+
+def assert_same(ours, theirs):
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{by_name(case)}")
+def test_thread_counts(case, count, target_dtype):
+    expectation = Expectation.of(case.sample(target_dtype))
+    with pool_threads(count):
+        expectation.check("cpu")
+
+
+@each_op
+def test_threads_made_later(op, target_dtype):
+    expected = run(sample(op, target_dtype), "cpu")
+    results = [None] * 4
+
+    def work(i):
+        results[i] = run(sample(op, target_dtype), "cpu")
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(results))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        assert_same(result, expected)
+
+
+class Calls(Dataset):
+    """Item i is the result of a call, made in the worker."""
+
+    def __len__(self):
+        return 2 * len(OPS)
+
+    def __getitem__(self, i):
+        return run(sample(OPS[i % len(OPS)]), "cpu")
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers(start, isa):
+    if start == "spawn" and isa != torch_default_isa():
+        pytest.skip("a spawned worker chooses its own instruction set, which the fork test switches")
+    expected = [run(sample(op), "cpu") for op in OPS]
+    loader = DataLoader(Calls(), batch_size=None, num_workers=2, multiprocessing_context=start)
+    for i, result in enumerate(loader):
+        assert_same(result, expected[i % len(OPS)])
+
+
+def torch_default_isa():
+    from jair_kernels.testing import available_isas
+
+    return available_isas()[-1]
+
+
+FORK = """
+import os, sys, torch
+from jair_kernels.testing import Case, run, cpu_isa
+cases = [Case(op, 2, 70, 96, 8, h=24) for op in sys.argv[2].split(",")]
+with cpu_isa(sys.argv[1]):
+    if sys.argv[3] == "used":
+        torch.set_num_threads(1)
+        expected = [run(case.sample(torch.bfloat16), "cpu") for case in cases]
+    child = os.fork()
+    torch.set_num_threads(1)  # as in a DataLoader worker: OpenMP's threads do not survive a fork
+    results = [run(case.sample(torch.bfloat16), "cpu") for case in cases]
+    if sys.argv[3] == "used":
+        same = all(torch.equal(r[name], e[name]) for r, e in zip(results, expected) for name in e)
+    else:
+        same = all(value.isfinite().all() for r in results for value in r.values())
+    if child == 0:
+        os._exit(0 if same else 1)
+    assert same and os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("parent", ["used", "fresh"])
+def test_after_fork(parent, isa):
+    """In a process of its own, whose parent has or has not run the kernels before it forked."""
+    command = [sys.executable, "-c", FORK, isa, ",".join(OPS), parent]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,59 @@
+"""fused_tokenfuser on the CPU against float64: forward and every gradient, every dtype and instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import by_name, far_apart, layouts, photographs, shapes, values
+
+from jair_kernels import fused_tokenfuser
+from jair_kernels.testing import Case, assert_accurate, run
+
+OP = "fused_tokenfuser"
+ERF = {"approximate": "none"}
+ABSENT = [("b1",), ("b2",), ("b1", "b2"), ("norm_bias",), ("norm_weight",), ("norm_weight", "norm_bias")]
+OPTIONS = [
+    Case(OP, 2, n, 96, 8, h=24, options=o) for o in (ERF, {"eps": 1e-3}, {"eps": 10.0}) for n in (7, 197)
+]
+PARTS = [Case(OP, 2, 70, 100, 5, h=20, absent=names) for names in ABSENT]
+CASES = shapes(OP) + OPTIONS + PARTS + values(OP) + values(OP, **ERF) + layouts(OP)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_name)
+def test_accurate(case, target_dtype, expectation):
+    expectation(case, target_dtype).check("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_tokens(dtype):
+    assert_accurate(Case(OP, 1, 50176, 32, 4, h=16).sample(dtype), "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("largest", [255, 1])
+def test_photographs(largest, dtype):
+    assert_accurate(photographs(OP, largest, dtype), "cpu")
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["images", "tokens"])
+def test_more_than_2_31_elements_apart(axis):
+    near = Case(OP, 2, 3, 32, 4).sample(torch.bfloat16)
+    try:
+        far = far_apart(near, axis)
+    except RuntimeError as error:
+        pytest.skip(f"no address space for a tensor of 2^31 elements: {error}")
+    ours, theirs = run(far, "cpu"), run(near, "cpu")
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.mark.parametrize("case", [Case(OP, 2, 5, 9, 3, h=4, options=o) for o in ({}, ERF)], ids=by_name)
+def test_gradcheck(case, isa):
+    sample = case.sample(torch.float64)
+    tensors = sample.tensors
+
+    def function(*values):
+        named = dict(zip(tensors, values, strict=True))
+        return fused_tokenfuser(**named, **sample.options, backend="cpu")
+
+    assert torch.autograd.gradcheck(function, [t.requires_grad_() for t in tensors.values()])

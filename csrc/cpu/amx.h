@@ -1,4 +1,4 @@
-// Tile registers (AMX): configuration and the two small kernels that all products are made of.
+// Tile registers (AMX): configuration and the small kernels that all products are made of.
 //
 // A tile holds 16 rows of 64 bytes. C[16,16] += A[16,32] B[32,16] takes A as 16 rows of 32 bf16 and B as 16 rows of
 // 16 pairs: row i holds rows 2i and 2i+1 of the matrix, interleaved. kTile bf16 lie in one tile.
@@ -6,7 +6,7 @@
 namespace jair {
 namespace JAIR_ISA {
 
-constexpr int64_t kTile = 512;
+constexpr int64_t kTile = 512, kSumTile = 256;
 
 // All eight tiles as 16 rows of 64 bytes, for the life of the object, on this thread.
 class TileScope {
@@ -26,7 +26,13 @@ class TileScope {
   TileScope& operator=(const TileScope&) = delete;
 };
 
-// C tiles: 0 = (0,0), 1 = (0,1), 2 = (1,0), 3 = (1,1); A tiles 4, 5; B tiles 6, 7. R x V of them are in use.
+// Tiles of an operand: tile (i, k) at data + i * outer + k * step, its rows `stride` elements apart.
+struct Tiles {
+  const uint16_t* data;
+  int64_t outer, step, stride;
+};
+
+// C tiles 0 = (0,0), 1 = (0,1), 2 = (1,0), 3 = (1,1); A tiles 4, 5; B tiles 6, 7. R x V of them are in use.
 template <int R, int V>
 inline void tiles_zero() {
   _tile_zero(0);
@@ -35,40 +41,40 @@ inline void tiles_zero() {
   if constexpr (R == 2 && V == 2) _tile_zero(3);
 }
 
-// C += A B over `depth` tiles; tile k of row r of A at a + r * a_row + k * a_step, of column v of B alike.
+// C += A B over `depth` tiles; i counts row tiles of A and column tiles of B.
 template <int R, int V>
-inline void tiles_multiply(int64_t depth, const uint16_t* a, int64_t a_row, int64_t a_step, const uint16_t* b,
-                           int64_t b_column, int64_t b_step) {
+inline void tiles_multiply(int64_t depth, Tiles a, Tiles b) {
   for (int64_t k = 0; k < depth; ++k) {
-    _tile_loadd(4, a + k * a_step, 64);
-    _tile_loadd(6, b + k * b_step, 64);
+    _tile_loadd(4, a.data + k * a.step, a.stride * 2);
+    _tile_loadd(6, b.data + k * b.step, 64);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (V == 2) {
-      _tile_loadd(7, b + b_column + k * b_step, 64);
+      _tile_loadd(7, b.data + b.outer + k * b.step, 64);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (R == 2) {
-      _tile_loadd(5, a + a_row + k * a_step, 64);
+      _tile_loadd(5, a.data + a.outer + k * a.step, a.stride * 2);
       _tile_dpbf16ps(2, 5, 6);
     }
     if constexpr (R == 2 && V == 2) _tile_dpbf16ps(3, 5, 7);
   }
 }
 
+// C tiles to or from memory: tile (r, v) at c + r * row + v * column, its rows `stride` floats apart.
 template <int R, int V>
-inline void tiles_load(const float* c, int64_t ldc) {
-  _tile_loadd(0, c, ldc * 4);
-  if constexpr (V == 2) _tile_loadd(1, c + 16, ldc * 4);
-  if constexpr (R == 2) _tile_loadd(2, c + 16 * ldc, ldc * 4);
-  if constexpr (R == 2 && V == 2) _tile_loadd(3, c + 16 * ldc + 16, ldc * 4);
+inline void tiles_store(float* c, int64_t row, int64_t column, int64_t stride) {
+  _tile_stored(0, c, stride * 4);
+  if constexpr (V == 2) _tile_stored(1, c + column, stride * 4);
+  if constexpr (R == 2) _tile_stored(2, c + row, stride * 4);
+  if constexpr (R == 2 && V == 2) _tile_stored(3, c + row + column, stride * 4);
 }
 
 template <int R, int V>
-inline void tiles_store(float* c, int64_t ldc) {
-  _tile_stored(0, c, ldc * 4);
-  if constexpr (V == 2) _tile_stored(1, c + 16, ldc * 4);
-  if constexpr (R == 2) _tile_stored(2, c + 16 * ldc, ldc * 4);
-  if constexpr (R == 2 && V == 2) _tile_stored(3, c + 16 * ldc + 16, ldc * 4);
+inline void tiles_load(const float* c, int64_t row, int64_t column, int64_t stride) {
+  _tile_loadd(0, c, stride * 4);
+  if constexpr (V == 2) _tile_loadd(1, c + column, stride * 4);
+  if constexpr (R == 2) _tile_loadd(2, c + row, stride * 4);
+  if constexpr (R == 2 && V == 2) _tile_loadd(3, c + row + column, stride * 4);
 }
 
 // Calls f(R, V) as compile-time constants for 1 or 2 of each.
@@ -116,6 +122,12 @@ inline __m512i narrow(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps
 inline __m512 widen(__m256i bits) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16); }
 inline __m512 widen_low(__m512i bits) { return widen(_mm512_castsi512_si256(bits)); }
 inline __m512 widen_high(__m512i bits) { return widen(_mm512_extracti64x4_epi64(bits, 1)); }
+
+// The first `count` of 32 bf16, of 16 floats.
+inline __mmask32 first_halves(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
+inline __mmask16 first_words(int64_t count) {
+  return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << (count > 0 ? count : 0)) - 1);
+}
 
 }  // namespace JAIR_ISA
 }  // namespace jair

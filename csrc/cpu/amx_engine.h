@@ -3,15 +3,43 @@
 namespace jair {
 namespace JAIR_ISA {
 
+// Sums [m,dp] as tiles [m / 16][dp / 16] of 16 x 16 floats, 1 KB each in a row. The columns of every 32 stand in the
+// order that interleave() leaves them in: columns 8l + j in the first tile, 8l + 4 + j in the second, l, j < 4.
+struct TileLayout {
+  static int64_t size(int64_t m, int64_t dp) { return (m + 15) / 16 * 16 * dp; }
+  template <typename F>
+  static void each(float* sums, int64_t dp, int64_t row, F f) {
+    float* p = sums + row / 16 * 16 * dp + row % 16 * 16;
+    for (int64_t d = 0; d < dp; d += 16) _mm512_storeu_ps(p + d * 16, f(_mm512_loadu_ps(p + d * 16)));
+  }
+  static void scale(float* sums, int64_t dp, int64_t row, float factor) {
+    each(sums, dp, row, [factor](__m512 v) { return _mm512_mul_ps(v, _mm512_set1_ps(factor)); });
+  }
+  static void add(float* sums, int64_t dp, int64_t row, float value) {
+    each(sums, dp, row, [value](__m512 v) { return _mm512_add_ps(v, _mm512_set1_ps(value)); });
+  }
+  static void read(const float* sums, int64_t dp, int64_t row, int64_t first, int64_t count, float* out) {
+    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const float* p = sums + row / 16 * 16 * dp + row % 16 * 16 + first * 16;
+    for (int64_t d = 0; d < count; d += 32) {
+      const __m512 low = _mm512_loadu_ps(p + d * 16), high = _mm512_loadu_ps(p + d * 16 + kSumTile);
+      _mm512_storeu_ps(out + d, _mm512_permutex2var_ps(low, front, high));
+      _mm512_storeu_ps(out + d + 16, _mm512_permutex2var_ps(low, back, high));
+    }
+  }
+};
+
 class AmxEngine {
  public:
   using C = float;
+  using Layout = TileLayout;
   static constexpr int64_t kStrip = 32;
 
   static int64_t pad_width(int64_t width) { return (width + 31) / 32 * 32; }
   static int64_t pad_count(int64_t count) { return padded<float>(count); }
   static int64_t block_rows(int64_t width) {
-    constexpr int64_t kBudget = 512 << 10;  // bytes: within a second-level cache beside the weights
+    constexpr int64_t kBudget = 768 << 10;  // bytes: within a second-level cache beside the weights
     return std::max(kStrip, std::min<int64_t>(kBudget / (2 * pad_width(width)) / kStrip * kStrip, 512));
   }
   static Vec<C> rounded(Vec<C> w) { return (Vec<C>)widen((__m256i)_mm512_cvtneps_pbh((__m512)w)); }
@@ -19,50 +47,48 @@ class AmxEngine {
 
   explicit AmxEngine(Scratch::Frame&) {}
 
-  // --- X: tiles [row / 16][column / 32], so that every tile is 1 KB in a row
+  // --- X: strips of 32 rows, read in place. A strip that is cut off, has a masked row, a row far from zero or columns
+  // that do not fill 64 bytes is copied, with zeros for what is missing.
 
   struct Rows {
-    uint16_t* data;
+    uint16_t* copies;
+    const uint16_t** strips;
+    int64_t* strides;
     float* shift;
     int64_t dp;
-    uint16_t* at(int64_t row) const { return data + row / 16 * 16 * dp + row % 16 * 32; }
+    const uint16_t* at(int64_t row) const { return strips[row / kStrip] + row % kStrip * strides[row / kStrip]; }
+    Tiles tiles(int64_t row) const {
+      const int64_t stride = strides[row / kStrip];
+      return {at(row), 16 * stride, 32, stride};
+    }
   };
   Rows make_rows(Scratch::Frame& frame, int64_t width, int64_t capacity) const {
-    const int64_t dp = pad_width(width);
-    return {frame.take<uint16_t>(capacity * dp), frame.take<float>(capacity), dp};
+    const int64_t dp = pad_width(width), strips = capacity / kStrip;
+    return {frame.take<uint16_t>(capacity * dp), frame.take<const uint16_t*>(strips), frame.take<int64_t>(strips),
+            frame.take<float>(capacity), dp};
   }
 
-  // Sum and sum of squares ride on the copy. Rows far from zero are held less a bf16 value near their mean: the weight
-  // gradients round what multiplies x, and would multiply that rounding by the mean.
-  void load_centred(Rows& rows, int64_t n, const bf16* x, int64_t width, float eps, float* mean, float* rstd) const {
-    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-    __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
-    copy(rows, n, x, width, [&](__m512i bits) {
-      total = _mm512_dpbf16_ps(total, (__m512bh)bits, ones);
-      squares = _mm512_dpbf16_ps(squares, (__m512bh)bits, (__m512bh)bits);
-    });
-    const float m = _mm512_reduce_add_ps(total) / width;
-    float variance = _mm512_reduce_add_ps(squares) / width - m * m;
-    if (!(variance > m * m / 64)) variance = centred_squares(rows, n, width, m) / width;  // digits were lost
-    *mean = m;
-    *rstd = 1.0f / std::sqrt(variance + eps);
-    shift_far(rows, n, width, m, *rstd);
-  }
-  void load_known(Rows& rows, int64_t n, const bf16* x, int64_t width, float mean, float rstd) const {
-    load_plain(rows, n, x, width);
-    shift_far(rows, n, width, mean, rstd);
-  }
-  void load_plain(Rows& rows, int64_t n, const bf16* x, int64_t width) const {
-    copy(rows, n, x, width, [](__m512i) {});
-    rows.shift[n] = 0;
-  }
-  void load_zero(Rows& rows, int64_t n) const {
-    for (int64_t d = 0; d < rows.dp; d += 32) _mm512_storeu_si512(rows.at(n) + d * 16, _mm512_setzero_si512());
-    rows.shift[n] = 0;
-  }
-  // Rows up to a whole strip take part in products: they must hold numbers.
-  void end_rows(Rows& rows, int64_t count) const {
-    for (int64_t n = count; n % kStrip; ++n) load_zero(rows, n);
+  struct Source {
+    const bf16* x;
+    int64_t stride;
+    const uint8_t* keep;
+    int64_t keep_stride;
+  };
+  struct Statistics {
+    float *mean, *rstd;
+    float eps;
+    bool known;
+  };
+  void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
+    for (int64_t n = 0; n < count; n += kStrip) {
+      const int64_t some = std::min(kStrip, count - n);
+      Source strip = from;
+      strip.x += n * from.stride;
+      if (from.keep) strip.keep += n * from.keep_stride;
+      Statistics statistics;
+      if (to) statistics = {to->mean + n, to->rstd + n, to->eps, to->known};
+      load_strip(rows, first + n, some, width, strip, to ? &statistics : nullptr);
+    }
   }
 
   // --- The second operands
@@ -95,16 +121,15 @@ class AmxEngine {
     int64_t count, depth, dp;
   };
   Spread make_spread(Scratch::Frame& frame, int64_t width, int64_t count) const {
-    const int64_t depth = pad_width(count);
-    return {frame.take<uint16_t>(pad_width(width) * depth), count, depth, pad_width(width)};
+    const int64_t depth = pad_width(count), dp = pad_width(width);
+    return {frame.take<uint16_t>(dp * depth), count, depth, dp};
   }
   static void set_spread(Spread& spread, const float* rows) {
-    const int64_t dp = spread.dp;
-    for (int64_t d = 0; d < dp; d += 16) {
+    for (int64_t d = 0; d < spread.dp; d += 16) {
       for (int64_t i = 0; i < spread.depth; i += 2) {
         __m512 a = _mm512_setzero_ps(), b = a;
-        if (i < spread.count) a = _mm512_loadu_ps(rows + i * dp + d);
-        if (i + 1 < spread.count) b = _mm512_loadu_ps(rows + (i + 1) * dp + d);
+        if (i < spread.count) a = _mm512_loadu_ps(rows + i * spread.dp + d);
+        if (i + 1 < spread.count) b = _mm512_loadu_ps(rows + (i + 1) * spread.dp + d);
         const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
         const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
         _mm512_storeu_si512(spread.data + d * spread.depth + i * 16, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
@@ -115,62 +140,33 @@ class AmxEngine {
   // --- The products
 
   void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, float* out) const {
-    const int64_t depth = b.dp / 32;
-    for (int64_t r = 0; r < count; r += 32) {
-      const uint16_t* a = rows.at(first + r);
-      for (int64_t c = 0; c < b.np; c += 32) {
-        const int64_t valid = std::min<int64_t>(32, count - r);
-        with_tiles(valid > 16, b.np - c > 16, [&](auto R, auto V) {
-          tiles_zero<R, V>();
-          tiles_multiply<R, V>(depth, a, 16 * b.dp, kTile, b.data + c * b.dp, 16 * b.dp, kTile);
-          float* target = out + r * b.np + c;
-          if (valid == R * 16) return tiles_store<R, V>(target, b.np);
-          alignas(64) float whole[32 * 32];
-          tiles_store<R, V>(whole, 32);
-          for (int64_t n = 0; n < valid; ++n) std::memcpy(target + n * b.np, whole + n * 32, V * 64);
-        });
+    // A part of a strip stays in the first-level cache while all columns are multiplied with it.
+    constexpr int64_t kPart = 12;
+    const int64_t depth = b.dp / 32, parts = (depth + kPart - 1) / kPart;
+    Scratch::Frame frame;
+    float* whole = count % kStrip ? frame.take<float>(kStrip * b.np) : nullptr;
+    for (int64_t r = 0; r < count; r += kStrip) {
+      const int64_t valid = std::min(kStrip, count - r);
+      float* strip = valid < kStrip ? whole : out + r * b.np;
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t k = depth * part / parts, steps = depth * (part + 1) / parts - k;
+        Tiles a = rows.tiles(first + r);
+        a.data += k * a.step;
+        for (int64_t c = 0; c < b.np; c += 32) {
+          with_tiles(valid > 16, b.np - c > 16, [&](auto R, auto V) {
+            part ? tiles_load<R, V>(strip + c, 16 * b.np, 16, b.np) : tiles_zero<R, V>();
+            tiles_multiply<R, V>(steps, a, {b.data + c * b.dp + k * kTile, 16 * b.dp, kTile, 32});
+            tiles_store<R, V>(strip + c, 16 * b.np, 16, b.np);
+          });
+        }
       }
+      if (valid < kStrip) std::memcpy(out + r * b.np, whole, valid * b.np * sizeof(float));
     }
   }
 
-  // The pairs of rows that a B tile wants come from unpacking rows 2i and 2i+1, which leaves the columns of every 32 in
-  // another order: columns 8l + j in the first tile, 8l + 4 + j in the second, l, j < 4. order() undoes it, once.
-  void gather(const Rows& rows, int64_t count, const float* weights, int64_t ldw, int64_t m, float* acc) {
-    const int64_t steps = (count + 31) / 32, tiles = (m + 15) / 16, dp = rows.dp;
-    Scratch::Frame frame;
-    uint16_t *left = frame.take<uint16_t>(tiles * steps * kTile), *right = frame.take<uint16_t>(2 * steps * kTile);
-    for (int64_t t = 0; t < tiles; ++t) {
-      for (int64_t s = 0; s < steps; ++s) transposed_weights(weights + 32 * s * ldw + 16 * t, ldw, count - 32 * s, left + (t * steps + s) * kTile);
-    }
-    for (int64_t d = 0; d < dp; d += 32) {
-      for (int64_t s = 0; s < steps; ++s) interleave(rows.at(32 * s) + 16 * d, dp, right + s * kTile, right + (steps + s) * kTile);
-      for (int64_t t = 0; t < tiles; t += 2) {
-        const int64_t valid = std::min<int64_t>(32, m - 16 * t);
-        float* target = acc + 16 * t * dp + d;
-        with_tiles(valid > 16, true, [&](auto R, auto V) {
-          const uint16_t* a = left + t * steps * kTile;
-          if (valid == R * 16) {
-            tiles_load<R, V>(target, dp);
-            tiles_multiply<R, V>(steps, a, steps * kTile, kTile, right, steps * kTile, kTile);
-            return tiles_store<R, V>(target, dp);
-          }
-          alignas(64) float whole[32 * 32];
-          for (int64_t i = 0; i < valid; ++i) std::memcpy(whole + i * 32, target + i * dp, 128);
-          tiles_load<R, V>(whole, 32);
-          tiles_multiply<R, V>(steps, a, steps * kTile, kTile, right, steps * kTile, kTile);
-          tiles_store<R, V>(whole, 32);
-          for (int64_t i = 0; i < valid; ++i) std::memcpy(target + i * dp, whole + i * 32, 128);
-        });
-      }
-    }
-  }
-  static void order(float* row, int64_t count) {
-    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    for (int64_t d = 0; d < count; d += 32) {
-      const __m512 low = _mm512_loadu_ps(row + d), high = _mm512_loadu_ps(row + d + 16);
-      _mm512_storeu_ps(row + d, _mm512_permutex2var_ps(low, front, high));
-      _mm512_storeu_ps(row + d + 16, _mm512_permutex2var_ps(low, back, high));
+  void gather(const Rows& rows, int64_t count, const float* weights, int64_t ldw, int64_t m, float* sums) {
+    for (int64_t n = 0; n < count; n += kGatherRows) {
+      gather_some(rows, n, std::min(kGatherRows, count - n), weights + n * ldw, ldw, m, sums);
     }
   }
 
@@ -184,86 +180,137 @@ class AmxEngine {
     const float *constant, *linear;
   };
   void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, bf16* out, int64_t ldo) const {
-    const int64_t depth_a = a.s->depth / 32, depth_b = b.s ? b.s->depth / 32 : 0, depth = depth_a + depth_b;
+    const int64_t depth_a = a.s->depth / 32, depth_b = b.s ? b.s->depth / 32 : 0, row = (depth_a + depth_b) * kTile;
     Scratch::Frame frame;
-    uint16_t* left = frame.take<uint16_t>(2 * depth * kTile);
+    uint16_t* left = frame.take<uint16_t>(2 * row);
     for (int64_t n = 0; n < 32; ++n) {
-      uint16_t* row = left + n / 16 * depth * kTile + n % 16 * 32;
-      narrow_weights(n < count ? a.weights + n * a.ldw : nullptr, a.s->count, depth_a, row);
-      if (b.s) narrow_weights(n < count ? b.weights + n * b.ldw : nullptr, b.s->count, depth_b, row + depth_a * kTile);
+      uint16_t* to = left + n / 16 * row + n % 16 * 32;
+      narrow_weights(n < count ? a.weights + n * a.ldw : nullptr, a.s->count, depth_a, to);
+      if (b.s) narrow_weights(n < count ? b.weights + n * b.ldw : nullptr, b.s->count, depth_b, to + depth_a * kTile);
     }
-    alignas(64) float panel[32 * 32];
-    for (int64_t d = 0; d < pad_width(width); d += 32) {
-      with_tiles(count > 16, true, [&](auto R, auto V) {
-        tiles_zero<R, V>();
-        tiles_multiply<R, V>(depth_a, left, depth * kTile, kTile, a.s->data + d * a.s->depth, 16 * a.s->depth, kTile);
-        if (b.s) {
-          tiles_multiply<R, V>(depth_b, left + depth_a * kTile, depth * kTile, kTile, b.s->data + d * b.s->depth,
-                               16 * b.s->depth, kTile);
+    // While vectors finish one panel of 32 columns, the tiles multiply the next.
+    alignas(64) float panels[4][32 * 32];
+    const int64_t dp = pad_width(width);
+    with_tiles(count > 16, true, [&](auto R, auto V) {
+      for (int64_t d = 0; d <= dp + 32; d += 32) {
+        if (d < dp) {
+          tiles_zero<R, V>();
+          tiles_multiply<R, V>(depth_a, {left, row, kTile, 32}, {a.s->data + d * a.s->depth, 16 * a.s->depth, kTile, 32});
+          if (b.s) {
+            tiles_multiply<R, V>(depth_b, {left + depth_a * kTile, row, kTile, 32},
+                                 {b.s->data + d * b.s->depth, 16 * b.s->depth, kTile, 32});
+          }
         }
-        tiles_store<R, V>(panel, 32);
-      });
-      const __mmask32 valid = width - d >= 32 ? ~0u : (1u << (width - d)) - 1;
-      for (int64_t n = 0; n < count; ++n) {
-        __m512 low = _mm512_load_ps(panel + n * 32), high = _mm512_load_ps(panel + n * 32 + 16);
-        if (less.rows) {
-          const __m512i x = _mm512_loadu_si512(less.rows->at(first + n) + 16 * d);
-          const __m512 constant = _mm512_set1_ps(less.constant[n]), linear = _mm512_set1_ps(less.linear[n]);
-          low = _mm512_sub_ps(low, _mm512_fmadd_ps(linear, widen_low(x), constant));
-          high = _mm512_sub_ps(high, _mm512_fmadd_ps(linear, widen_high(x), constant));
-        }
-        _mm512_mask_storeu_epi16(out + n * ldo + d, valid, narrow(low, high));
+        if (d > 32) finish_panel(panels[d / 32 % 4 ^ 2], first, count, d - 64, width, less, out, ldo);
+        if (d < dp) tiles_store<R, V>(panels[d / 32 % 4], 16 * 32, 16, 32);
+      }
+    });
+  }
+
+ private:
+  // Rows whose B tiles stay in the first-level cache while they are multiplied.
+  static constexpr int64_t kGatherRows = 256;
+
+  void gather_some(const Rows& rows, int64_t first, int64_t count, const float* weights, int64_t ldw, int64_t m,
+                   float* sums) const {
+    const int64_t steps = (count + 31) / 32, tiles = (m + 15) / 16, dp = rows.dp;
+    Scratch::Frame frame;
+    uint16_t *left = frame.take<uint16_t>(tiles * steps * kTile), *right = frame.take<uint16_t>(2 * steps * kTile);
+    for (int64_t s = 0; s < steps; ++s) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        transpose_weights(weights + 32 * s * ldw + 16 * t, ldw, count - 32 * s, left + (s * tiles + t) * kTile);
+      }
+    }
+    for (int64_t d = 0; d < dp; d += 32) {
+      // Vectors make the B tiles of a step while tiles multiply those of the step before.
+      interleave(rows, first, d, right);
+      for (int64_t t = 0; t < tiles; t += 2) {
+        float* target = sums + 16 * t * dp + d * 16;
+        with_tiles(tiles - t > 1, true, [&](auto R, auto V) {
+          tiles_load<R, V>(target, 16 * dp, kSumTile, 16);
+          for (int64_t s = 0; s < steps; ++s) {
+            if (t == 0 && s + 1 < steps) interleave(rows, first + 32 * (s + 1), d, right + 2 * (s + 1) * kTile);
+            tiles_multiply<R, V>(1, {left + (s * tiles + t) * kTile, kTile, 0, 32}, {right + 2 * s * kTile, kTile, 0, 32});
+          }
+          tiles_store<R, V>(target, 16 * dp, kSumTile, 16);
+        });
       }
     }
   }
 
- private:
-  // Row n of the tiles from x, the padding 0; each vector of 32 is shown to `visit`.
-  template <typename F>
-  void copy(Rows& rows, int64_t n, const bf16* x, int64_t width, F visit) const {
-    uint16_t* out = rows.at(n);
-    int64_t d = 0;
-    for (; d + 32 <= width; d += 32) {
-      const __m512i bits = _mm512_loadu_si512(x + d);
-      visit(bits);
-      _mm512_storeu_si512(out + d * 16, bits);
+  void load_strip(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
+    bool in_place = width % 32 == 0 && count == kStrip;
+    for (int64_t n = 0; n < count; ++n) {
+      float& shift = rows.shift[first + n];
+      shift = 0;
+      if (from.keep && !from.keep[n * from.keep_stride]) {
+        in_place = false;
+        if (to) to->mean[n] = to->rstd[n] = 0;
+        continue;
+      }
+      if (!to) continue;
+      if (!to->known) statistics(from.x + n * from.stride, width, to->eps, &to->mean[n], &to->rstd[n]);
+      // The weight gradients round what multiplies x: far from zero, that rounding would be multiplied by the mean.
+      if (!(std::fabs(to->mean[n]) * to->rstd[n] > 2.0f)) continue;
+      shift = rounded_weight(to->mean[n]);
+      in_place = false;
     }
-    if (d < width) {
-      const __m512i bits = _mm512_maskz_loadu_epi16((1u << (width - d)) - 1, x + d);
-      visit(bits);
-      _mm512_storeu_si512(out + d * 16, bits);
+    const int64_t s = first / kStrip;
+    rows.strips[s] = reinterpret_cast<const uint16_t*>(from.x), rows.strides[s] = from.stride;
+    if (in_place) return;
+    uint16_t* copies = rows.copies + first * rows.dp;
+    for (int64_t n = 0; n < kStrip; ++n) {
+      const bool kept = n < count && (!from.keep || from.keep[n * from.keep_stride]);
+      copy_row(kept ? from.x + n * from.stride : nullptr, width, kept ? rows.shift[first + n] : 0.0f, copies + n * rows.dp);
     }
+    rows.strips[s] = copies, rows.strides[s] = rows.dp;
   }
 
-  float centred_squares(const Rows& rows, int64_t n, int64_t width, float mean) const {
+  static void statistics(const bf16* x, int64_t width, float eps, float* mean, float* rstd) {
+    const __m512i odd = _mm512_set1_epi32(0xffff0000);
+    __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0, square0 = sum0, square1 = sum0;
+    for (int64_t d = 0; d < width; d += 32) {
+      const __m512i bits = _mm512_maskz_loadu_epi16(first_halves(width - d), x + d);
+      const __m512 a = (__m512)_mm512_slli_epi32(bits, 16), b = (__m512)_mm512_and_si512(bits, odd);
+      sum0 = _mm512_add_ps(sum0, a), sum1 = _mm512_add_ps(sum1, b);
+      square0 = _mm512_fmadd_ps(a, a, square0), square1 = _mm512_fmadd_ps(b, b, square1);
+    }
+    const float m = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
+    float variance = _mm512_reduce_add_ps(_mm512_add_ps(square0, square1)) / width - m * m;
+    if (!(variance > m * m / 64)) variance = centred_squares(x, width, m) / width;  // digits were lost
+    *mean = m;
+    *rstd = 1.0f / std::sqrt(variance + eps);
+  }
+
+  static float centred_squares(const bf16* x, int64_t width, float mean) {
     const __m512 centre = _mm512_set1_ps(mean);
     __m512 squares = _mm512_setzero_ps();
     for (int64_t d = 0; d < width; d += 32) {
-      const __m512i bits = _mm512_loadu_si512(rows.at(n) + d * 16);
-      const uint32_t valid = width - d >= 32 ? ~0u : (1u << (width - d)) - 1;
-      const __m512 low = _mm512_maskz_sub_ps(valid & 0xffff, widen_low(bits), centre);
-      const __m512 high = _mm512_maskz_sub_ps(valid >> 16, widen_high(bits), centre);
+      const __mmask32 valid = first_halves(width - d);
+      const __m512i bits = _mm512_maskz_loadu_epi16(valid, x + d);
+      const __m512 low = _mm512_maskz_sub_ps(static_cast<__mmask16>(valid), widen_low(bits), centre);
+      const __m512 high = _mm512_maskz_sub_ps(static_cast<__mmask16>(valid >> 16), widen_high(bits), centre);
       squares = _mm512_fmadd_ps(low, low, _mm512_fmadd_ps(high, high, squares));
     }
     return _mm512_reduce_add_ps(squares);
   }
 
-  void shift_far(Rows& rows, int64_t n, int64_t width, float mean, float rstd) const {
-    rows.shift[n] = 0;
-    if (!(std::fabs(mean) * rstd > 2.0f)) return;
-    rows.shift[n] = rounded_weight(mean);
-    const __m512 shift = _mm512_set1_ps(rows.shift[n]);
-    for (int64_t d = 0; d < width; d += 32) {
-      uint16_t* p = rows.at(n) + d * 16;
-      const __m512i bits = _mm512_loadu_si512(p);
-      const __mmask32 valid = width - d >= 32 ? ~0u : (1u << (width - d)) - 1;
-      const __m512i moved = narrow(_mm512_sub_ps(widen_low(bits), shift), _mm512_sub_ps(widen_high(bits), shift));
-      _mm512_storeu_si512(p, _mm512_maskz_mov_epi16(valid, moved));
+  // A row less its shift, zeros behind its columns; x null: all zeros.
+  static void copy_row(const bf16* x, int64_t width, float shift, uint16_t* out) {
+    const __m512 far = _mm512_set1_ps(shift);
+    for (int64_t d = 0; d < pad_width(width); d += 32) {
+      const __mmask32 valid = x ? first_halves(width - d) : 0;
+      __m512i bits = _mm512_maskz_loadu_epi16(valid, x + d);
+      if (shift != 0.0f) {
+        bits = narrow(_mm512_sub_ps(widen_low(bits), far), _mm512_sub_ps(widen_high(bits), far));
+        bits = _mm512_maskz_mov_epi16(valid, bits);
+      }
+      _mm512_storeu_si512(out + d, bits);
     }
   }
 
   // A tile of W^T: 16 columns of 32 rows of weights, rows from `count` on being 0.
-  static void transposed_weights(const float* weights, int64_t ldw, int64_t count, uint16_t* out) {
+  static void transpose_weights(const float* weights, int64_t ldw, int64_t count, uint16_t* out) {
     __m512i half[2][16];
     for (int64_t n = 0; n < 32; ++n) {
       half[n / 16][n % 16] = n < count ? _mm512_loadu_si512(weights + n * ldw) : _mm512_setzero_si512();
@@ -273,25 +320,43 @@ class AmxEngine {
     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 32, narrow((__m512)half[0][i], (__m512)half[1][i]));
   }
 
-  // 32 rows by 32 columns, the second 16 rows dp * 16 behind the first, into two B tiles.
-  static void interleave(const uint16_t* rows, int64_t dp, uint16_t* low, uint16_t* high) {
+  // A strip by 32 columns into two B tiles: the pairs of rows come from unpacking, which moves columns (TileLayout).
+  static void interleave(const Rows& rows, int64_t first, int64_t d, uint16_t* out) {
+    const uint16_t* from = rows.at(first) + d;
+    const int64_t stride = rows.strides[first / kStrip];
     for (int i = 0; i < 16; ++i) {
-      const uint16_t* pair = rows + i / 8 * 16 * dp + i % 8 * 64;
-      const __m512i a = _mm512_loadu_si512(pair), b = _mm512_loadu_si512(pair + 32);
-      _mm512_storeu_si512(low + i * 32, _mm512_unpacklo_epi16(a, b));
-      _mm512_storeu_si512(high + i * 32, _mm512_unpackhi_epi16(a, b));
+      const __m512i a = _mm512_loadu_si512(from + 2 * i * stride), b = _mm512_loadu_si512(from + (2 * i + 1) * stride);
+      _mm512_storeu_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
+      _mm512_storeu_si512(out + kTile + i * 32, _mm512_unpackhi_epi16(a, b));
     }
   }
 
   // A row of an A tile for each 32 of `count` weights, 0 behind them; row null: all 0.
   static void narrow_weights(const float* row, int64_t count, int64_t tiles, uint16_t* out) {
     for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t left = row ? std::max<int64_t>(0, count - 32 * t) : 0;
-      const uint32_t valid = left >= 32 ? ~0u : (1u << left) - 1;
-      const float* from = row + (left ? 32 * t : 0);
-      const __m512 low = _mm512_maskz_loadu_ps(valid & 0xffff, from);
-      const __m512 high = _mm512_maskz_loadu_ps(valid >> 16, from + (left > 16 ? 16 : 0));
+      const int64_t left = row ? count - 32 * t : 0;
+      const __m512 low = _mm512_maskz_loadu_ps(first_words(left), row + 32 * t);
+      const __m512 high = _mm512_maskz_loadu_ps(first_words(left - 16), row + 32 * t + 16);
       _mm512_storeu_si512(out + t * kTile, narrow(low, high));
+    }
+  }
+
+  // 32 columns of the result from d on: the panel less its correction, as bf16.
+  static void finish_panel(const float* panel, int64_t first, int64_t count, int64_t d, int64_t width, Correction less,
+                           bf16* out, int64_t ldo) {
+    const __mmask32 valid = first_halves(width - d);
+    const uint16_t* x = less.rows ? less.rows->at(first) + d : nullptr;
+    const int64_t stride = less.rows ? less.rows->strides[first / kStrip] : 0;
+    out += d;
+    for (int64_t n = 0; n < count; ++n) {
+      __m512 low = _mm512_load_ps(panel + n * 32), high = _mm512_load_ps(panel + n * 32 + 16);
+      if (x) {
+        const __m512i bits = _mm512_loadu_si512(x + n * stride);
+        const __m512 constant = _mm512_set1_ps(less.constant[n]), linear = _mm512_set1_ps(less.linear[n]);
+        low = _mm512_sub_ps(_mm512_fnmadd_ps(linear, widen_low(bits), low), constant);
+        high = _mm512_sub_ps(_mm512_fnmadd_ps(linear, widen_high(bits), high), constant);
+      }
+      _mm512_mask_storeu_epi16(out + n * ldo, valid, narrow(low, high));
     }
   }
 

@@ -31,42 +31,58 @@ inline void zero(C* p, int64_t count) {
   std::memset(p, 0, count * sizeof(C));
 }
 
-// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,dp]
-// with rows padded to dp.
-// Its memory is one array, so that partial states can be handed from thread to thread.
+// Sums of rows [m,dp] as plain rows; engines that sum in another order have a layout of their own with these functions.
 template <typename C>
+struct RowLayout {
+  static int64_t size(int64_t m, int64_t dp) { return m * dp; }
+  static void scale(C* sums, int64_t dp, int64_t row, C factor) {
+    C* p = sums + row * dp;
+    for (int64_t d = 0; d < dp; d += kLanes<C>) store(p + d, load(p + d) * factor);
+  }
+  static void add(C* sums, int64_t dp, int64_t row, C value) {
+    C* p = sums + row * dp;
+    for (int64_t d = 0; d < dp; d += kLanes<C>) store(p + d, load(p + d) + value);
+  }
+  // out = columns [first, first + count) of a row; both are multiples of the padding.
+  static void read(const C* sums, int64_t dp, int64_t row, int64_t first, int64_t count, C* out) {
+    std::memcpy(out, sums + row * dp + first, count * sizeof(C));
+  }
+};
+
+// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,dp] in some layout.
+// Its memory is one array, so that partial states can be handed from thread to thread.
+template <typename C, typename Layout = RowLayout<C>>
 struct PoolState {
   C *max, *sum, *acc;
-  static int64_t size(int64_t outputs, int64_t dp) { return 2 * padded<C>(outputs) + outputs * dp; }
+  static int64_t size(int64_t outputs, int64_t dp) { return 2 * padded<C>(outputs) + Layout::size(outputs, dp); }
   PoolState(C* memory, int64_t outputs)
       : max(memory), sum(memory + padded<C>(outputs)), acc(memory + 2 * padded<C>(outputs)) {}
 
   void clear(int64_t outputs, int64_t dp) {
     for (int64_t k = 0; k < padded<C>(outputs); ++k) max[k] = -std::numeric_limits<C>::infinity();
     zero(sum, padded<C>(outputs));
-    zero(acc, outputs * dp);
+    zero(acc, Layout::size(outputs, dp));
   }
 };
 
 // Multiplies the state by exp(max - larger) and makes `larger` its max.
-template <typename C>
-inline void raise_max(PoolState<C>& state, const C* larger, int64_t outputs, int64_t dp) {
+template <typename C, typename Layout>
+inline void raise_max(PoolState<C, Layout>& state, const C* larger, int64_t outputs, int64_t dp) {
   for (int64_t k0 = 0; k0 < padded<C>(outputs); k0 += kLanes<C>) {
     const Vec<C> next = load(larger + k0), now = load(state.max + k0);
     const Vec<C> scale = now == next ? splat(C(1)) : exp(now - next);
     store(state.max + k0, next);
-    store(state.sum + k0, load(state.sum + k0) * scale);
+    const Vec<C> sum = load(state.sum + k0);
+    store(state.sum + k0, sum * scale);
     for (int i = 0; i < kLanes<C> && k0 + i < outputs; ++i) {
-      if (scale[i] == C(1)) continue;
-      C* row = state.acc + (k0 + i) * dp;
-      for (int64_t d = 0; d < dp; d += kLanes<C>) store(row + d, load(row + d) * scale[i]);
+      if (scale[i] != C(1) && sum[i] != C(0)) Layout::scale(state.acc, dp, k0 + i, scale[i]);
     }
   }
 }
 
 // Scores [rows,Kp] become exp(score - max), after the state's max has been raised to theirs; keep may be null.
-template <typename C>
-inline void softmax_weights(PoolState<C>& state, C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride,
+template <typename C, typename Layout>
+inline void softmax_weights(PoolState<C, Layout>& state, C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride,
                             int64_t outputs, int64_t dp) {
   constexpr C kNone = -std::numeric_limits<C>::infinity();
   const int64_t stride = padded<C>(outputs);
@@ -107,9 +123,9 @@ inline void sigmoid_weights(C* scores, int64_t rows, const uint8_t* keep, int64_
 }
 
 // Joins the state of later tokens to that of earlier ones.
-template <typename C>
-inline void merge(PoolState<C>& into, PoolState<C>& from, int64_t outputs, int64_t dp) {
-  const int64_t stride = padded<C>(outputs), size = outputs * dp;
+template <typename C, typename Layout>
+inline void merge(PoolState<C, Layout>& into, PoolState<C, Layout>& from, int64_t outputs, int64_t dp) {
+  const int64_t stride = padded<C>(outputs), size = Layout::size(outputs, dp);
   Scratch::Frame frame;
   C* larger = frame.take<C>(stride);
   for (int64_t k = 0; k < stride; k += kLanes<C>) store(larger + k, vmax(load(into.max + k), load(from.max + k)));
@@ -120,26 +136,24 @@ inline void merge(PoolState<C>& into, PoolState<C>& from, int64_t outputs, int64
 }
 
 // acc / sum * factor in place (zero where nothing was kept) and lse = max + log(sum).
-template <typename C>
-inline void finish_softmax(PoolState<C>& state, C* lse, int64_t outputs, int64_t dp, C factor) {
+template <typename C, typename Layout>
+inline void finish_softmax(PoolState<C, Layout>& state, C* lse, int64_t outputs, int64_t dp, C factor) {
   for (int64_t k = 0; k < outputs; ++k) {
-    const C scale = state.sum[k] == C(0) ? C(0) : factor / state.sum[k];
-    C* row = state.acc + k * dp;
-    for (int64_t d = 0; d < dp; d += kLanes<C>) store(row + d, load(row + d) * scale);
+    Layout::scale(state.acc, dp, k, state.sum[k] == C(0) ? C(0) : factor / state.sum[k]);
     lse[k] = state.max[k] + std::log(state.sum[k]);
   }
 }
 
 // Joins the states of images that were split between threads, in the order of their tokens, and hands each to
 // finish(image, state).
-template <typename C, typename F>
+template <typename Layout, typename C, typename F>
 inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t outputs, int64_t dp, F finish) {
   const auto split = plan.split();
   for (size_t i = 0; i < split.size();) {
-    PoolState<C> state(partials + i * size, outputs);
+    PoolState<C, Layout> state(partials + i * size, outputs);
     size_t j = i + 1;
     for (; j < split.size() && split[j].image == split[i].image; ++j) {
-      PoolState<C> later(partials + j * size, outputs);
+      PoolState<C, Layout> later(partials + j * size, outputs);
       merge(state, later, outputs, dp);
     }
     finish(split[i].image, state);

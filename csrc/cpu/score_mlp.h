@@ -91,12 +91,13 @@ struct ScoreMlpWeights {
 // One thread's sums of parameter gradients.
 template <typename C>
 struct ScoreMlpSums {
-  C *m, *shifted, *db1, *dw2, *db2;  // [H,dp], [hp], [hp], [K,hp], [kp]
-  static int64_t size(int64_t dp, int64_t hp, int64_t kp, int64_t hidden, int64_t outputs) {
-    return hidden * dp + 2 * hp + outputs * hp + kp;
+  C *m, *shifted, *db1, *dw2, *db2;  // [H,dp] in the engine's layout, [hp], [hp], [K,hp], [kp]; m null: none
+  static int64_t small_size(int64_t hp, int64_t kp, int64_t outputs) { return 2 * hp + outputs * hp + kp; }
+  ScoreMlpSums(C* memory, int64_t m_size, int64_t hp, int64_t outputs)
+      : m(memory), shifted(nullptr), db1(nullptr), dw2(nullptr), db2(nullptr) {
+    if (!memory) return;
+    shifted = m + m_size, db1 = shifted + hp, dw2 = db1 + hp, db2 = dw2 + outputs * hp;
   }
-  ScoreMlpSums(C* memory, int64_t dp, int64_t hp, int64_t hidden, int64_t outputs)
-      : m(memory), shifted(m + hidden * dp), db1(shifted + hp), dw2(db1 + hp), db2(dw2 + outputs * hp) {}
 };
 
 template <typename T>
@@ -108,8 +109,9 @@ class ScoreMlp {
   // `sums` null: forward only.
   ScoreMlp(const ScoreMlpParams& p, const ScoreMlpWeights<T>& weights, Scratch::Frame& frame, C* sums)
       : engine(frame), block(E::block_rows(p.width)), rows(engine.make_rows(frame, p.width, block)), p_(p), w_(weights),
-        sums_(sums, w_.dp, w_.hp, p.hidden, p.outputs), mean_(frame.take<C>(block)), rstd_(frame.take<C>(block)),
-        value_(frame.take<C>(E::kStrip * w_.hp)), centred_(frame.take<C>(E::kStrip * w_.hp)) {
+        sums_(sums, E::Layout::size(p.hidden, w_.dp), w_.hp, p.outputs), mean_(frame.take<C>(block)),
+        rstd_(frame.take<C>(block)), value_(frame.take<C>(E::kStrip * w_.hp)),
+        centred_(frame.take<C>(E::kStrip * w_.hp)) {
     if (!sums) return;
     rdh_ = frame.take<C>(block * w_.hp), slope_ = frame.take<C>(E::kStrip * w_.hp);
     constant_ = frame.take<C>(block), linear_ = frame.take<C>(block), strip_ = frame.take<C>(2 * w_.hp);
@@ -123,21 +125,15 @@ class ScoreMlp {
   void load_rows(int64_t image, int64_t token, int64_t first, int64_t count) {
     const T* x = static_cast<const T*>(p_.x) + image * p_.x_image + token * p_.x_token;
     C* stats = static_cast<C*>(p_.stats) + 2 * (image * p_.tokens + token);
-    const uint8_t* mask = keep(image, token);
-    for (int64_t n = 0; n < count; ++n) {
-      C &mean = mean_[first + n], &rstd = rstd_[first + n];
-      if (mask && !mask[n * p_.mask_token]) {
-        mean = rstd = 0;
-        engine.load_zero(rows, first + n);
-      } else if (sums_.m) {
-        mean = stats[2 * n], rstd = stats[2 * n + 1];
-        engine.load_known(rows, first + n, x + n * p_.x_token, p_.width, mean, rstd);
-      } else {
-        engine.load_centred(rows, first + n, x + n * p_.x_token, p_.width, static_cast<C>(p_.eps), &mean, &rstd);
-      }
-      if (!sums_.m) stats[2 * n] = mean, stats[2 * n + 1] = rstd;
+    C *mean = mean_ + first, *rstd = rstd_ + first;
+    const bool known = sums_.m;
+    if (known) {
+      for (int64_t n = 0; n < count; ++n) mean[n] = stats[2 * n], rstd[n] = stats[2 * n + 1];
     }
-    engine.end_rows(rows, first + count);
+    const typename E::Statistics statistics{mean, rstd, static_cast<C>(p_.eps), known};
+    engine.load_rows(rows, first, count, p_.width, {x, p_.x_token, keep(image, token), p_.mask_token}, &statistics);
+    if (known) return;
+    for (int64_t n = 0; n < count; ++n) stats[2 * n] = mean[n], stats[2 * n + 1] = rstd[n];
   }
 
   // Scores [count,kp] of rows first.. of the block; h - e [count,hp] goes to `centred` where it is not null.
@@ -224,57 +220,6 @@ class ScoreMlp {
   C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr, *strip_ = nullptr;
 };
 
-// Joins the sums of all threads in their order and writes columns [first, last) of the parameter gradients; first and
-// last are multiples of the padding. The share that begins at 0 writes what has no columns.
-template <typename T>
-void finish_gradients(const ScoreMlpParams& p, compute_t<T>* all, int64_t threads, int64_t first, int64_t last) {
-  using E = Engine<T>;
-  using C = compute_t<T>;
-  const int64_t dp = E::pad_width(p.width), hp = E::pad_count(p.hidden), kp = E::pad_count(p.outputs);
-  const int64_t size = ScoreMlpSums<C>::size(dp, hp, kp, p.hidden, p.outputs), count = last - first;
-  Scratch::Frame frame;
-  C *small = frame.take<C>(size - p.hidden * dp), *row = frame.take<C>(count), *w1 = frame.take<C>(count);
-  C *gamma = frame.take<C>(count), *beta = frame.take<C>(count), *dgamma = frame.take<C>(count), *dbeta = frame.take<C>(count);
-  // shifted, db1, dw2 and db2 lie behind M; every share sums them for itself, none writes into `all`.
-  zero(small, size - p.hidden * dp);
-  for (int64_t t = 0; t < threads; ++t) {
-    const C* from = all + t * size + p.hidden * dp;
-    for (int64_t i = 0; i < size - p.hidden * dp; i += kLanes<C>) store(small + i, load(small + i) + load(from + i));
-  }
-  const C *shifted = small, *db1 = small + hp;
-  const int64_t valid = std::min(last, p.width) - first;
-  zero(dgamma, count), zero(dbeta, count);
-  if (p.norm_weight.data) read_parameter(p.norm_weight, first, valid, gamma);
-  if (p.norm_bias.data) read_parameter(p.norm_bias, first, valid, beta);
-  for (int64_t h = 0; h < p.hidden; ++h) {
-    zero(row, count);
-    for (int64_t t = 0; t < threads; ++t) {
-      const C* from = all + t * size + h * dp + first;
-      for (int64_t d = 0; d < count; d += kLanes<C>) store(row + d, load(row + d) + load(from + d));
-    }
-    E::order(row, count);
-    read_parameter(p.w1, h * p.width + first, valid, w1);
-    for (int64_t d = 0; d < padded<C>(valid); d += kLanes<C>) {
-      const Vec<C> m = load(row + d) - shifted[h], w = load(w1 + d);
-      store(dgamma + d, load(dgamma + d) + w * m);
-      store(dbeta + d, load(dbeta + d) + w * db1[h]);
-      Vec<C> dw = p.norm_weight.data ? m * load(gamma + d) : m;
-      if (p.norm_bias.data) dw += db1[h] * load(beta + d);
-      store(row + d, dw);
-    }
-    std::memcpy(static_cast<C*>(p.dw1) + h * p.width + first, row, valid * sizeof(C));
-  }
-  if (p.dnorm_weight) std::memcpy(static_cast<C*>(p.dnorm_weight) + first, dgamma, valid * sizeof(C));
-  if (p.dnorm_bias) std::memcpy(static_cast<C*>(p.dnorm_bias) + first, dbeta, valid * sizeof(C));
-  if (first > 0) return;
-  const C *dw2 = db1 + hp, *db2 = dw2 + p.outputs * hp;
-  if (p.db1) std::memcpy(p.db1, db1, p.hidden * sizeof(C));
-  if (p.db2) std::memcpy(p.db2, db2, p.outputs * sizeof(C));
-  for (int64_t k = 0; k < p.outputs; ++k) {
-    std::memcpy(static_cast<C*>(p.dw2) + k * p.hidden, dw2 + k * hp, p.hidden * sizeof(C));
-  }
-}
-
 // The sums of all threads, and the parameter gradients from them.
 template <typename T>
 class GradientSums {
@@ -283,23 +228,70 @@ class GradientSums {
 
  public:
   GradientSums(const ScoreMlpParams& p, int64_t threads, Scratch::Frame& frame)
-      : threads_(threads),
-        size_(ScoreMlpSums<C>::size(E::pad_width(p.width), E::pad_count(p.hidden), E::pad_count(p.outputs), p.hidden,
-                                    p.outputs)),
-        all_(frame.take<C>(threads * size_)) {}
+      : p_(p), threads_(threads), dp_(E::pad_width(p.width)), hp_(E::pad_count(p.hidden)),
+        m_size_(E::Layout::size(p.hidden, dp_)),
+        small_size_(ScoreMlpSums<C>::small_size(hp_, E::pad_count(p.outputs), p.outputs)),
+        all_(frame.take<C>(threads * (m_size_ + small_size_))) {}
 
-  C* of(int64_t thread) const { return all_ + thread * size_; }
-  void clear(int64_t thread) const { zero(of(thread), size_); }
+  C* of(int64_t thread) const { return all_ + thread * (m_size_ + small_size_); }
+  void clear(int64_t thread) const { zero(of(thread), m_size_ + small_size_); }
 
-  void finish(const ScoreMlpParams& p) const {
-    const int64_t unit = E::pad_width(1), units = E::pad_width(p.width) / unit, shares = std::min(units, threads_);
-    parallel(shares, [&](int64_t i) {
-      finish_gradients<T>(p, all_, threads_, units * i / shares * unit, units * (i + 1) / shares * unit);
-    });
+  void finish() const {
+    const int64_t unit = E::pad_width(1), units = dp_ / unit, shares = std::min(units, threads_);
+    parallel(shares, [&](int64_t i) { finish_columns(units * i / shares * unit, units * (i + 1) / shares * unit); });
   }
 
  private:
-  int64_t threads_, size_;
+  // Joins the threads' sums in their order and writes columns [first, last) of the gradients. The share that begins at
+  // 0 also writes what has no columns.
+  void finish_columns(int64_t first, int64_t last) const {
+    Scratch::Frame frame;
+    const int64_t count = last - first, valid = std::min(last, p_.width) - first;
+    C *small = frame.take<C>(small_size_), *row = frame.take<C>(count), *part = frame.take<C>(count);
+    C *w1 = frame.take<C>(count), *gamma = frame.take<C>(count), *beta = frame.take<C>(count);
+    C *dgamma = frame.take<C>(count), *dbeta = frame.take<C>(count);
+    zero(small, small_size_), zero(dgamma, count), zero(dbeta, count);
+    for (int64_t t = 0; t < threads_; ++t) add(small, of(t) + m_size_, small_size_);
+    const C *shifted = small, *db1 = small + hp_;
+    if (p_.norm_weight.data) read_parameter(p_.norm_weight, first, valid, gamma);
+    if (p_.norm_bias.data) read_parameter(p_.norm_bias, first, valid, beta);
+    for (int64_t h = 0; h < p_.hidden; ++h) {
+      E::Layout::read(of(0), dp_, h, first, count, row);
+      for (int64_t t = 1; t < threads_; ++t) {
+        E::Layout::read(of(t), dp_, h, first, count, part);
+        add(row, part, count);
+      }
+      read_parameter(p_.w1, h * p_.width + first, valid, w1);
+      for (int64_t d = 0; d < padded<C>(valid); d += kLanes<C>) {
+        const Vec<C> m = load(row + d) - shifted[h], w = load(w1 + d);
+        store(dgamma + d, load(dgamma + d) + w * m);
+        store(dbeta + d, load(dbeta + d) + w * db1[h]);
+        Vec<C> dw = p_.norm_weight.data ? m * load(gamma + d) : m;
+        if (p_.norm_bias.data) dw += db1[h] * load(beta + d);
+        store(row + d, dw);
+      }
+      std::memcpy(static_cast<C*>(p_.dw1) + h * p_.width + first, row, valid * sizeof(C));
+    }
+    if (p_.dnorm_weight) std::memcpy(static_cast<C*>(p_.dnorm_weight) + first, dgamma, valid * sizeof(C));
+    if (p_.dnorm_bias) std::memcpy(static_cast<C*>(p_.dnorm_bias) + first, dbeta, valid * sizeof(C));
+    if (first == 0) finish_small(small);
+  }
+
+  void finish_small(const C* small) const {
+    const C *db1 = small + hp_, *dw2 = db1 + hp_, *db2 = dw2 + p_.outputs * hp_;
+    if (p_.db1) std::memcpy(p_.db1, db1, p_.hidden * sizeof(C));
+    if (p_.db2) std::memcpy(p_.db2, db2, p_.outputs * sizeof(C));
+    for (int64_t k = 0; k < p_.outputs; ++k) {
+      std::memcpy(static_cast<C*>(p_.dw2) + k * p_.hidden, dw2 + k * hp_, p_.hidden * sizeof(C));
+    }
+  }
+
+  static void add(C* to, const C* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLanes<C>) store(to + i, load(to + i) + load(from + i));
+  }
+
+  const ScoreMlpParams& p_;
+  int64_t threads_, dp_, hp_, m_size_, small_size_;
   C* all_;
 };
 

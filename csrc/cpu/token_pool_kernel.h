@@ -170,7 +170,7 @@ void token_pool_forward(TokenPoolParams p) {
   parallel(p.plan->threads(), [&](int64_t thread) {
     for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).forward(s);
   });
-  merge_partials(*p.plan, partials, size, p.outputs, dp,
+  merge_partials<RowLayout<C>>(*p.plan, partials, size, p.outputs, dp,
                  [&](int64_t image, PoolState<C>& state) { TokenPool<T>(p).finish(image, state); });
 }
 

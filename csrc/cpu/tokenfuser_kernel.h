@@ -27,7 +27,7 @@ class TokenFuser {
     columns_ = mlp_.engine.make_columns(frame_, p.mlp.width, k_);
     dy_rows_ = mlp_.engine.make_rows(frame_, p.mlp.width, mlp_.block);
     dscores_ = frame_.take<C>(E::kStrip * kp_), centred_ = frame_.take<C>(E::kStrip * hp_);
-    dtokens_ = frame_.take<C>(k_ * dp_);
+    dtokens_ = frame_.take<C>(sum_size());
   }
 
   // y = M tokens, M = sigmoid(scores)
@@ -47,8 +47,8 @@ class TokenFuser {
   // dM = dy tokens^T, dS = dM M (1 - M), dtokens = M^T dy, dx = the score MLP's.
   void backward(const Segment& s) {
     load_tokens(s.image);
-    C* dtokens = s.partial < 0 ? dtokens_ : static_cast<C*>(p_.partials) + s.partial * k_ * dp_;
-    zero(dtokens, k_ * dp_);
+    C* dtokens = s.partial < 0 ? dtokens_ : static_cast<C*>(p_.partials) + s.partial * sum_size();
+    zero(dtokens, sum_size());
     for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
       const int64_t rows = std::min(mlp_.block, s.end - n);
       for (int64_t i = 0; i < rows; i += E::kStrip) backward_strip(s.image, n + i, i, std::min(E::kStrip, rows - i));
@@ -59,14 +59,18 @@ class TokenFuser {
   }
 
   void finish(int64_t image, C* dtokens) {
+    Scratch::Frame frame;
+    C* row = frame.take<C>(dp_);
     T* out = static_cast<T*>(p_.dtokens) + image * k_ * p_.mlp.width;
     for (int64_t k = 0; k < k_; ++k) {
-      E::order(dtokens + k * dp_, dp_);
-      convert_row_back(dtokens + k * dp_, out + k * p_.mlp.width, p_.mlp.width);
+      E::Layout::read(dtokens, dp_, k, 0, dp_, row);
+      convert_row_back(row, out + k * p_.mlp.width, p_.mlp.width);
     }
   }
 
  private:
+  int64_t sum_size() const { return E::Layout::size(k_, dp_); }
+
   void load_tokens(int64_t image) {
     const int64_t width = p_.mlp.width;
     const T* tokens = static_cast<const T*>(p_.tokens) + image * k_ * width;
@@ -86,8 +90,7 @@ class TokenFuser {
     mlp_.scores(first, count, weights, centred_);
     sigmoid_weights<C>(weights, count, nullptr, 0, k_);
     const T* dy = static_cast<const T*>(p_.dy) + image * p_.dy_image + token * p_.dy_token;
-    for (int64_t n = 0; n < count; ++n) mlp_.engine.load_plain(dy_rows_, first + n, dy + n * p_.dy_token, width);
-    mlp_.engine.end_rows(dy_rows_, first + count);
+    mlp_.engine.load_rows(dy_rows_, first, count, width, {dy, p_.dy_token, nullptr, 0}, nullptr);
     mlp_.engine.times(dy_rows_, first, count, columns_, dscores_);
     for (int64_t i = 0; i < count * kp_; i += kLanes<C>) {
       const Vec<C> m = load(weights + i);
@@ -123,7 +126,8 @@ void tokenfuser_forward(TokenFuserParams p) {
 template <typename T>
 void tokenfuser_backward(TokenFuserParams p) {
   using C = compute_t<T>;
-  const int64_t size = p.mlp.outputs * Engine<T>::pad_width(p.mlp.width), threads = p.plan->threads();
+  using E = Engine<T>;
+  const int64_t size = E::Layout::size(p.mlp.outputs, E::pad_width(p.mlp.width)), threads = p.plan->threads();
   Scratch::Frame frame;
   const ScoreMlpWeights<T> weights(p.mlp, frame, true);
   C* partials = frame.take<C>(p.plan->partials() * size);
@@ -143,7 +147,7 @@ void tokenfuser_backward(TokenFuserParams p) {
     TokenFuser<T>(p, sums.of(0)).finish(split[i].image, partials + i * size);
     i = j;
   }
-  sums.finish(p.mlp);
+  sums.finish();
 }
 
 }  // namespace JAIR_ISA

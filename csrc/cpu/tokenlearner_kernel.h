@@ -16,13 +16,15 @@ template <typename T>
 class TokenLearner {
   using E = Engine<T>;
   using C = compute_t<T>;
+  using Layout = typename E::Layout;
+  using State = PoolState<C, Layout>;
 
  public:
   TokenLearner(const TokenLearnerParams& p, C* sums)
       : p_(p), k_(p.mlp.outputs), kp_(E::pad_count(k_)), hp_(E::pad_count(p.mlp.hidden)), dp_(E::pad_width(p.mlp.width)),
         mlp_(p.mlp, *static_cast<const ScoreMlpWeights<T>*>(p.weights), frame_, sums) {
     if (!sums) {
-      state_ = frame_.take<C>(PoolState<C>::size(k_, dp_));
+      state_ = frame_.take<C>(State::size(k_, dp_));
       weights_ = frame_.take<C>(mlp_.block * kp_);
       return;
     }
@@ -32,8 +34,8 @@ class TokenLearner {
   }
 
   void forward(const Segment& s) {
-    const int64_t size = PoolState<C>::size(k_, dp_);
-    PoolState<C> state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * size, k_);
+    const int64_t size = State::size(k_, dp_);
+    State state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * size, k_);
     state.clear(k_, dp_);
     for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
       const int64_t rows = std::min(mlp_.block, s.end - n);
@@ -49,12 +51,14 @@ class TokenLearner {
     if (s.partial < 0) finish(s.image, state);
   }
 
-  void finish(int64_t image, PoolState<C>& state) {
+  void finish(int64_t image, State& state) {
     finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, C(1));
+    Scratch::Frame frame;
+    C* row = frame.take<C>(dp_);
     T* y = static_cast<T*>(p_.y) + image * k_ * p_.mlp.width;
     for (int64_t k = 0; k < k_; ++k) {
-      E::order(state.acc + k * dp_, dp_);
-      convert_row_back(state.acc + k * dp_, y + k * p_.mlp.width, p_.mlp.width);
+      Layout::read(state.acc, dp_, k, 0, dp_, row);
+      convert_row_back(row, y + k * p_.mlp.width, p_.mlp.width);
     }
   }
 
@@ -111,7 +115,7 @@ class TokenLearner {
 
  private:
   // The engine pooled x - shift.
-  void add_shift(PoolState<C>& state, int64_t rows) {
+  void add_shift(State& state, int64_t rows) {
     const C* shift = mlp_.rows.shift;
     bool any = false;
     for (int64_t n = 0; n < rows; ++n) any = any || shift[n] != C(0);
@@ -119,8 +123,7 @@ class TokenLearner {
     for (int64_t k = 0; k < k_; ++k) {
       C total = 0;
       for (int64_t n = 0; n < rows; ++n) total += E::rounded_weight(weights_[n * kp_ + k]) * shift[n];
-      C* row = state.acc + k * dp_;
-      for (int64_t d = 0; d < dp_; d += kLanes<C>) store(row + d, load(row + d) + total);
+      Layout::add(state.acc, dp_, k, total);
     }
   }
 
@@ -175,7 +178,8 @@ template <typename T>
 void tokenlearner_forward(TokenLearnerParams p) {
   using C = compute_t<T>;
   using E = Engine<T>;
-  const int64_t dp = E::pad_width(p.mlp.width), size = PoolState<C>::size(p.mlp.outputs, dp);
+  using State = PoolState<C, typename E::Layout>;
+  const int64_t dp = E::pad_width(p.mlp.width), size = State::size(p.mlp.outputs, dp);
   Scratch::Frame frame;
   const ScoreMlpWeights<T> weights(p.mlp, frame, false);
   C* partials = frame.take<C>(p.plan->partials() * size);
@@ -184,8 +188,9 @@ void tokenlearner_forward(TokenLearnerParams p) {
     TokenLearner<T> kernel(p, nullptr);
     for (const Segment& s : p.plan->of(thread)) kernel.forward(s);
   });
-  merge_partials(*p.plan, partials, size, p.mlp.outputs, dp,
-                 [&](int64_t image, PoolState<C>& state) { TokenLearner<T>(p, nullptr).finish(image, state); });
+  merge_partials<typename E::Layout>(*p.plan, partials, size, p.mlp.outputs, dp, [&](int64_t image, State& state) {
+    TokenLearner<T>(p, nullptr).finish(image, state);
+  });
 }
 
 template <typename T>
@@ -214,7 +219,7 @@ void tokenlearner_backward(TokenLearnerParams p) {
       s.partial < 0 ? kernel.backward(s) : kernel.backward_gradients(s, kept[s.partial]);
     }
   });
-  sums.finish(p.mlp);
+  sums.finish();
   // b2 moves all scores of an output alike, and a softmax over tokens does not see that.
   if (p.mlp.db2) std::memset(p.mlp.db2, 0, p.mlp.outputs * sizeof(C));
 }

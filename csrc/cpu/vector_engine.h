@@ -13,6 +13,7 @@ template <typename T>
 class VectorEngine {
  public:
   using C = compute_t<T>;
+  using Layout = RowLayout<C>;  // of what gather() sums
   static constexpr int64_t kStrip = 48;  // rows worked on at a time
 
   static int64_t pad_width(int64_t width) { return padded<C>(width); }
@@ -40,34 +41,36 @@ class VectorEngine {
     return {frame.take<C>(capacity * dp), frame.take<C>(capacity), dp};
   }
 
-  // Row n = x - mean and its statistics, in two passes over a cached row. The shift is the mean.
-  void load_centred(Rows& rows, int64_t n, const T* x, int64_t width, C eps, C* mean, C* rstd) const {
-    C* row = rows.data + n * rows.dp;
-    convert_row(x, row, width);
-    const C first = row[0];
-    Vec<C> total{};
-    int64_t d = 0;
-    for (; d + kLanes<C> <= width; d += kLanes<C>) total += load(row + d) - first;
-    C rest = 0;
-    for (; d < width; ++d) rest += row[d] - first;
-    *mean = first + (sum<C>(total) + rest) / width;
-    const C squares = subtract(rows, n, width, *mean);
-    *rstd = C(1) / std::sqrt(squares / width + eps);
+  // `count` rows of x, `stride` apart, become rows first.. of the block, less a shift where statistics are given:
+  // computed and written there, or read. A masked row is 0, with statistics 0.
+  struct Source {
+    const T* x;
+    int64_t stride;
+    const uint8_t* keep;
+    int64_t keep_stride;
+  };
+  struct Statistics {
+    C *mean, *rstd;
+    C eps;
+    bool known;
+  };
+  void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
+    for (int64_t n = 0; n < count; ++n) {
+      C* row = rows.data + (first + n) * rows.dp;
+      rows.shift[first + n] = 0;
+      if (from.keep && !from.keep[n * from.keep_stride]) {
+        zero(row, rows.dp);
+        if (to) to->mean[n] = to->rstd[n] = 0;
+        continue;
+      }
+      convert_row(from.x + n * from.stride, row, width);
+      if (!to) continue;
+      if (!to->known) to->mean[n] = mean(row, width);
+      rows.shift[first + n] = to->mean[n];
+      const C squares = subtract(row, width, to->mean[n]);
+      if (!to->known) to->rstd[n] = C(1) / std::sqrt(squares / width + to->eps);
+    }
   }
-  // The same row when its statistics are known.
-  void load_known(Rows& rows, int64_t n, const T* x, int64_t width, C mean, C) const {
-    convert_row(x, rows.data + n * rows.dp, width);
-    subtract(rows, n, width, mean);
-  }
-  void load_plain(Rows& rows, int64_t n, const T* x, int64_t width) const {
-    convert_row(x, rows.data + n * rows.dp, width);
-    rows.shift[n] = 0;
-  }
-  void load_zero(Rows& rows, int64_t n) const {
-    zero(rows.data + n * rows.dp, rows.dp);
-    rows.shift[n] = 0;
-  }
-  void end_rows(Rows&, int64_t) const {}
 
   // --- The second operands, from rows of the compute type padded to dp
 
@@ -98,13 +101,11 @@ class VectorEngine {
     gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_);
   }
 
-  // acc[m][dp] += weights^T X; row n of the weights at weights + n * ldw.
-  void gather(const Rows& rows, int64_t count, const C* weights, int64_t ldw, int64_t m, C* acc) {
+  // sums[m,dp] += weights^T X in the Layout; row n of the weights at weights + n * ldw.
+  void gather(const Rows& rows, int64_t count, const C* weights, int64_t ldw, int64_t m, C* sums) {
     const Operand<C> left{weights, 1, ldw};
-    gemm<C>(m, rows.dp, count, left, rows.data, rows.dp, acc, rows.dp, true, m > 12 ? pack_ : nullptr);
+    gemm<C>(m, rows.dp, count, left, rows.data, rows.dp, sums, rows.dp, true, m > 12 ? pack_ : nullptr);
   }
-  // A row that gather summed, in the order of its columns.
-  static void order(C*, int64_t) {}
 
   // out[n][d] = sum of weights S over up to two pairs, less (constant[n] + linear[n] X[n][d]) where X is given.
   struct Term {
@@ -143,9 +144,19 @@ class VectorEngine {
   }
 
  private:
-  // Subtracts `mean` from the valid columns and returns the sum of squares.
-  C subtract(Rows& rows, int64_t n, int64_t width, C mean) const {
-    C* row = rows.data + n * rows.dp;
+  // By way of the first element: the rounding of a plain sum would leave constant rows with a spread of their own.
+  static C mean(const C* row, int64_t width) {
+    const C first = row[0];
+    Vec<C> total{};
+    C rest = 0;
+    int64_t d = 0;
+    for (; d + kLanes<C> <= width; d += kLanes<C>) total += load(row + d) - first;
+    for (; d < width; ++d) rest += row[d] - first;
+    return first + (sum<C>(total) + rest) / width;
+  }
+
+  // Subtracts from the valid columns and returns the sum of squares.
+  static C subtract(C* row, int64_t width, C mean) {
     Vec<C> squares{};
     int64_t d = 0;
     for (; d + kLanes<C> <= width; d += kLanes<C>) {
@@ -158,7 +169,6 @@ class VectorEngine {
       row[d] -= mean;
       rest += row[d] * row[d];
     }
-    rows.shift[n] = mean;
     return sum<C>(squares) + rest;
   }
 

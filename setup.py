@@ -31,7 +31,7 @@ def find_cuda() -> Path | None:
         if (root / "bin" / "nvcc").exists() and (root / "include" / "cuda_runtime.h").exists():
             return root
     if wish == "1":
-        raise SystemExit("JAIR_KERNELS_CUDA=1, but no CUDA toolkit: set CUDA_HOME to the folder above bin/nvcc")
+        raise SystemExit("JAIR_KERNELS_CUDA=1, but no toolkit: set CUDA_HOME to the folder above bin/nvcc")
     return None
 
 
@@ -42,7 +42,8 @@ def extension() -> cpp_extension.CppExtension:
     headers = sorted(p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cuh"))
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers)).hexdigest()[:16]
     common = [STABLE_ABI, f"-DJAIR_HEADERS={digest}"]
-    warnings = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # false ones, immintrin.h
+    # The uninitialized values are false findings in immintrin.h.
+    warnings = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     flags = {"cxx": [*common, "-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", *warnings]}
     libraries, library_dirs = [], []
     if cuda:
@@ -50,7 +51,8 @@ def extension() -> cpp_extension.CppExtension:
         sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
         flags["cxx"].append("-DJAIR_WITH_CUDA")
         gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
-        flags["nvcc"] = [*common, "-DUSE_CUDA", "-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden", *gencode]
+        flags["nvcc"] = [*common, "-DUSE_CUDA", "-O3", "-std=c++17", *gencode]
+        flags["nvcc"].append("-Xcompiler=-fvisibility=hidden")
         libraries, library_dirs = ["stdc++", "cudart_static"], [str(cuda / "lib64")]
     return cpp_extension.CppExtension(
         "jair_kernels._C",
@@ -68,7 +70,7 @@ class BuildLibrary(cpp_extension.BuildExtension):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.build_temp = str(ROOT / "build" / "temp")  # an editable install would throw its object files away
+        self.build_temp = str(ROOT / "build" / "temp")  # else an editable install drops its object files
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"

@@ -124,7 +124,8 @@ class Differentiable:
         if torch.compiler.is_compiling():
             if _differentiating() or forward_ad._current_level >= 0:  # Dynamo would lose the derivative
                 raise NotImplementedError(
-                    f"{self.op}: expected torch.func and forward mode outside of torch.compile, got one within"
+                    f"{self.op}: expected torch.func and forward mode outside of torch.compile, "
+                    "got one within"
                 )
             return self.traced.apply(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:

@@ -15,7 +15,7 @@ def _load() -> str | None:
             f"the compiled library {PATH.name} is missing: install the wheel, or build it (pip install -e .)"
         )
     try:
-        torch.ops.load_library(str(PATH))  # type: ignore[no-untyped-call]
+        torch.ops.load_library(str(PATH))
     except OSError as error:
         return f"the compiled library {PATH.name} could not be loaded: {error}"
     return None

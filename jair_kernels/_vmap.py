@@ -37,11 +37,11 @@ def _rule(op: Callable[..., Tensors], folded: Collection[int]) -> Callable[..., 
     return rule
 
 
-def register(op: str, *, forward: Collection[int], backward: Collection[int] = ()) -> None:
+def register(op: str, *, forward: Collection[int], backward: Collection[int] = (), suffix: str = "") -> None:
     """Batching rules of op's two kernels: the positions of their arguments that have an image axis, where its
     results have one too. The backward of an op with parameters has none: it sums over images.
     """
-    for suffix, folded in (("forward", forward), ("backward", backward)):
-        name = f"{op}_{suffix}"
+    for direction, folded in (("forward", forward), ("backward", backward)):
+        name = f"{op}_{direction}{suffix}"
         kernel = getattr(torch.ops.jair_kernels, name).default
         torch.library.register_vmap(f"jair_kernels::{name}", _rule(kernel, folded))

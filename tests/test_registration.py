@@ -133,11 +133,17 @@ def test_schema(name: str) -> None:
     assert not schema.is_mutable
 
 
-def test_no_other_ops_than_those_of_the_schemas_and_the_isa() -> None:
+def test_the_ops_are_those_of_the_schemas_their_triton_twins_and_the_isa() -> None:
     names = torch._C._dispatch_get_all_op_names()
     ours = {name.split("::")[1] for name in names if name.startswith("jair_kernels::")}
-    assert {name for name in ours if "_forward" in name or "_backward" in name} == set(SCHEMAS)
-    assert ours >= {"cpu_isa", "cpu_isa_best", "set_cpu_isa"}
+    twins = {f"{name}_triton" for name in SCHEMAS}
+    assert ours == {*SCHEMAS, *twins, "cpu_isa", "cpu_isa_best", "set_cpu_isa"}
+    for name in SCHEMAS:
+        one, other = kernel(name)._schema, kernel(f"{name}_triton")._schema
+        assert [(a.name, str(a.type)) for a in one.arguments] == [
+            (a.name, str(a.type)) for a in other.arguments
+        ]
+        assert [str(r.type) for r in one.returns] == [str(r.type) for r in other.returns]
 
 
 @pytest.mark.parametrize(("op", "make", "sigmoid_mean"), cases())

@@ -64,6 +64,7 @@ def _register() -> None:
         _count(ops.token_pool_forward, ops.token_pool_backward)
     forward = _triton.define("token_pool", "forward", _fake_forward, 2)
     backward = _triton.define("token_pool", "backward", _fake_backward, 2)
+    _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5), suffix="_triton")
     kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
     _count(forward, backward)
 

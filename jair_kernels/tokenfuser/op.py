@@ -80,6 +80,7 @@ def _register() -> None:
         _count(ops.tokenfuser_forward, ops.tokenfuser_backward)
     forward = _triton.define("tokenfuser", "forward", _fake_forward, 2)
     backward = _triton.define("tokenfuser", "backward", _fake_backward, 8)
+    _vmap.register("tokenfuser", forward=(0, 1), suffix="_triton")
     kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
     _count(forward, backward)
     register("fused_tokenfuser", **kernels)

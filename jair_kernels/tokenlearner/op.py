@@ -86,6 +86,7 @@ def _register() -> None:
         _count(ops.tokenlearner_forward, ops.tokenlearner_backward)
     forward = _triton.define("tokenlearner", "forward", _fake_forward, 3)
     backward = _triton.define("tokenlearner", "backward", _fake_backward, 7)
+    _vmap.register("tokenlearner", forward=(0, 7), suffix="_triton")
     kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
     _count(forward, backward)
     register("fused_tokenlearner", **kernels)

@@ -140,7 +140,7 @@ class ScoreMlp {
   void scores(int64_t first, int64_t count, C* out, C* centred) {
     const int64_t hp = w_.hp;
     if (!centred) centred = centred_;
-    engine.times(rows, first, count, w_.wg, centred);
+    engine.times(rows, first, count, w_.wg, centred, true);
     for (int64_t n = 0; n < count; ++n) {
       const C r = rstd_[first + n], offset = mean_[first + n] - rows.shift[first + n];
       for (int64_t h = n * hp; h < (n + 1) * hp; h += kLanes<C>) {

@@ -96,7 +96,7 @@ class VectorEngine {
 
   // --- The products
 
-  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out) const {
+  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out, bool = false) const {
     const Operand<C> left{rows.data + first * rows.dp, rows.dp, 1};
     gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_);
   }

@@ -167,6 +167,24 @@ class AmxEngine {
     }
   }
 
+  void times_plain(const float* rows, int64_t count, int64_t ld, const Columns& b, float* out) const {
+    const int64_t depth = b.dp / 32;
+    Scratch::Frame frame;
+    uint16_t* left = frame.take<uint16_t>(2 * depth * kTile);
+    float* whole = count < kStrip ? frame.take<float>(kStrip * b.np) : out;
+    for (int64_t n = 0; n < kStrip; ++n) {
+      narrow_weights(n < count ? rows + n * ld : nullptr, ld, depth, left + n / 16 * depth * kTile + n % 16 * 32);
+    }
+    for (int64_t c = 0; c < b.np; c += 32) {
+      with_tiles(count > 16, b.np - c > 16, [&](auto R, auto V) {
+        tiles_zero<R, V>();
+        tiles_multiply<R, V>(depth, {left, depth * kTile, kTile, 32}, {b.data + c * b.dp, 16 * b.dp, kTile, 32});
+        tiles_store<R, V>(whole + c, 16 * b.np, 16, b.np);
+      });
+    }
+    if (count < kStrip) std::memcpy(out, whole, count * b.np * sizeof(float));
+  }
+
   void gather(const Rows& rows, int64_t count, const float* weights, int64_t ldw, int64_t m, float* sums) {
     for (int64_t n = 0; n < count; n += kGatherRows) {
       gather_some(rows, n, std::min(kGatherRows, count - n), weights + n * ldw, ldw, m, sums);

@@ -18,21 +18,22 @@ template <typename T>
 using Engine = VectorEngine<T>;
 #endif
 
+// Calls f with a pointer of the parameter's own type to its element `offset`. float64 comes only beside float64.
+template <typename C, typename F>
+inline void with_parameter(const Parameter& p, int64_t offset, F f) {
+  if constexpr (sizeof(C) == sizeof(float)) {
+    if (p.dtype == Dtype::f32) return f(static_cast<const float*>(p.data) + offset);
+    if (p.dtype == Dtype::bf16) return f(static_cast<const bf16*>(p.data) + offset);
+    if (p.dtype == Dtype::f16) return f(static_cast<const f16*>(p.data) + offset);
+  } else {
+    f(static_cast<const double*>(p.data) + offset);
+  }
+}
+
 // Elements [offset, offset + count) of a parameter in the compute type, the rest of the last vector 0.
 template <typename C>
 inline void read_parameter(const Parameter& p, int64_t offset, int64_t count, C* out) {
-  if constexpr (sizeof(C) == sizeof(float)) {
-    switch (p.dtype) {
-      case Dtype::f32: return convert_row(static_cast<const float*>(p.data) + offset, out, count);
-      case Dtype::bf16: return convert_row(static_cast<const bf16*>(p.data) + offset, out, count);
-      case Dtype::f16: return convert_row(static_cast<const f16*>(p.data) + offset, out, count);
-      case Dtype::f64:
-        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<const double*>(p.data)[offset + i];
-        for (int64_t i = count; i < padded<C>(count); ++i) out[i] = 0;
-    }
-  } else {
-    convert_row(static_cast<const double*>(p.data) + offset, out, count);  // float64 is never mixed
-  }
+  with_parameter<C>(p, offset, [&](const auto* from) { convert_row(from, out, count); });
 }
 
 template <typename C>
@@ -48,43 +49,53 @@ struct ScoreMlpWeights {
   using E = Engine<T>;
   using C = compute_t<T>;
   int64_t dp, hp, kp;
-  typename E::Columns wg;
+  typename E::Columns wg, w2_columns;
   typename E::Spread wg_spread;
-  C *c, *e, *w2t, *w2, *b2;
+  C *c, *e, *w2, *b2;
 
   ScoreMlpWeights(const ScoreMlpParams& p, Scratch::Frame& frame, bool backward)
       : dp(E::pad_width(p.width)), hp(E::pad_count(p.hidden)), kp(E::pad_count(p.outputs)) {
     const E engine(frame);
-    C *rows = frame.take<C>(hp * dp), *gamma = frame.take<C>(dp), *beta = frame.take<C>(dp);
+    C *rows = frame.take<C>(p.hidden * dp), *gamma = frame.take<C>(dp), *beta = frame.take<C>(dp);
     c = frame.take<C>(hp), e = frame.take<C>(hp), b2 = frame.take<C>(kp);
-    zero(c, hp), zero(e, hp), zero(b2, kp), zero(beta, dp), zero(gamma, dp);
+    zero(c, hp), zero(e, hp), zero(b2, kp), zero(beta, dp);
+    for (int64_t d = 0; d < dp; ++d) gamma[d] = C(1);
     if (p.norm_weight.data) read_parameter(p.norm_weight, 0, p.width, gamma);
     if (p.norm_bias.data) read_parameter(p.norm_bias, 0, p.width, beta);
     if (p.b1.data) read_parameter(p.b1, 0, p.hidden, e);
     if (p.b2.data) read_parameter(p.b2, 0, p.outputs, b2);
-    for (int64_t h = 0; h < p.hidden; ++h) {
-      C* row = rows + h * dp;
-      zero(row + padded<C>(p.width), dp - padded<C>(p.width));
-      read_parameter(p.w1, h * p.width, p.width, row);
-      if (p.norm_bias.data) e[h] += dot(row, beta, dp);
-      Vec<C> total{};
-      for (int64_t d = 0; d < dp; d += kLanes<C>) {
-        const Vec<C> w = E::rounded(p.norm_weight.data ? load(row + d) * load(gamma + d) : load(row + d));
-        store(row + d, w);
-        total += w;
-      }
-      c[h] = sum<C>(total);
-    }
+    for (int64_t h = 0; h < p.hidden; ++h) fold_row(p, h, rows + h * dp, gamma, beta);
     wg = engine.make_columns(frame, p.width, p.hidden);
     E::set_columns(wg, rows, p.hidden);
-    w2 = frame.take<C>(p.outputs * hp), w2t = frame.take<C>(hp * kp);
-    zero(w2t, hp * kp);
-    zero(w2, p.outputs * hp);
-    for (int64_t k = 0; k < p.outputs; ++k) read_parameter(p.w2, k * p.hidden, p.hidden, w2 + k * hp);
-    transpose(w2, hp, p.outputs, hp, w2t, kp);
+    const int64_t depth = E::pad_width(p.hidden);
+    w2 = frame.take<C>(p.outputs * depth);
+    zero(w2, p.outputs * depth);
+    for (int64_t k = 0; k < p.outputs; ++k) read_parameter(p.w2, k * p.hidden, p.hidden, w2 + k * depth);
+    w2_columns = engine.make_columns(frame, p.hidden, p.outputs);
+    E::set_columns(w2_columns, w2, p.outputs);
     if (!backward) return;
     wg_spread = engine.make_spread(frame, p.width, p.hidden);
     E::set_spread(wg_spread, rows);
+  }
+
+ private:
+  // Row h of Wg, its sum c_h and its part of e_h, in one pass.
+  void fold_row(const ScoreMlpParams& p, int64_t h, C* row, const C* gamma, const C* beta) {
+    zero(row + dp - E::pad_width(1), E::pad_width(1));
+    Vec<C> total{}, along{};
+    with_parameter<C>(p.w1, h * p.width, [&](const auto* w1) {
+      const auto step = [&](int64_t d, Vec<C> w) {
+        along += w * load(beta + d);
+        w = E::rounded(w * load(gamma + d));
+        total += w;
+        store(row + d, w);
+      };
+      int64_t d = 0;
+      for (; d + kLanes<C> <= p.width; d += kLanes<C>) step(d, load(w1 + d));
+      if (d < p.width) step(d, load_part(w1 + d, p.width - d));
+    });
+    c[h] = sum<C>(total);
+    e[h] += sum<C>(along);
   }
 };
 
@@ -151,7 +162,7 @@ class ScoreMlp {
         store(centred + h, h_less_e);
       }
     }
-    gemm<C>(count, w_.kp, p_.hidden, {value_, hp, 1}, w_.w2t, w_.kp, out, w_.kp, false, nullptr);
+    engine.times_plain(value_, count, hp, w_.w2_columns, out);
     for (int64_t n = 0; n < count * w_.kp; n += w_.kp) {
       for (int64_t k = 0; k < w_.kp; k += kLanes<C>) store(out + n + k, load(out + n + k) + load(w_.b2 + k));
     }
@@ -169,7 +180,7 @@ class ScoreMlp {
         store(slope_ + n + h, slope);
       }
     }
-    gemm<C>(count, hp, p_.outputs, {ds, kp, 1}, w_.w2, hp, rdh, hp, false, nullptr);
+    gemm<C>(count, hp, p_.outputs, {ds, kp, 1}, w_.w2, E::pad_width(p_.hidden), rdh, hp, false, nullptr);
     gemm<C>(p_.outputs, hp, count, {ds, 1, kp}, value_, hp, sums_.dw2, hp, true, nullptr);
     // Sums over many tokens go through sums over this strip, or their error would grow with N.
     for (int64_t k = 0; k < kp; k += kLanes<C>) {

@@ -101,6 +101,11 @@ class VectorEngine {
     gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_);
   }
 
+  // The same for rows of the compute type.
+  void times_plain(const C* rows, int64_t count, int64_t ld, const Columns& b, C* out) const {
+    gemm<C>(count, b.np, b.width, {rows, ld, 1}, b.data, b.np, out, b.np, false, nullptr);
+  }
+
   // sums[m,dp] += weights^T X in the Layout; row n of the weights at weights + n * ldw.
   void gather(const Rows& rows, int64_t count, const C* weights, int64_t ldw, int64_t m, C* sums) {
     const Operand<C> left{weights, 1, ldw};

@@ -50,7 +50,7 @@ def far_apart(sample: Sample, axis: int) -> Sample:
     stride = 2**31 + 64
     strides = [x.shape[2] * x.shape[1], x.shape[2], 1]
     strides[axis] = stride
-    buffer = torch.empty((x.shape[axis] - 1) * stride + x.numel(), dtype=x.dtype)
+    buffer = torch.empty((x.shape[axis] - 1) * stride + x.numel(), dtype=x.dtype, device=x.device)
     view = buffer.as_strided(x.shape, strides)
     view.copy_(x)
     return Sample(

@@ -1,0 +1,276 @@
+"""Build, test, sanitize and measure on a machine with a CUDA GPU: ``python -m benchmarks.gpu_check``.
+
+Uses the machine's own Python, torch, triton and nvcc, and no network. Every step has a time limit and all of
+them together end within eight minutes; a step that fails does not stop the later ones. Results and a log lie
+in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. The summary, printed last, says of every step
+whether it is ok, failed or skipped, and why; the exit status is 1 unless every step is ok or was skipped for
+a tool that the machine lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NEW = RESULTS / "new" / "gpu.json"
+VERIFIED = ROOT / "jair_kernels" / "verified.json"
+TOTAL_SECONDS = 465
+GRACE_SECONDS = 8  # between the interrupt, at which pytest still writes its results, and the end
+_LEFT_FOR_REPORT = 25
+
+GPU_KERNELS = (
+    ("fused_tokenlearner", "triton"),
+    ("fused_token_pool", "triton"),
+    ("fused_tokenfuser", "triton"),
+    ("fused_token_pool", "cuda"),
+)
+
+_PROBE = """
+import json, torch
+from jair_kernels import __version__
+found = {"torch": torch.__version__, "cuda": torch.version.cuda, "version": __version__}
+if torch.cuda.is_available():
+    from benchmarks.machine import kind
+    found |= {"kind": kind("cuda"), "gpu": torch.cuda.get_device_name()}
+print(json.dumps(found))
+"""
+_LOADS = """
+from jair_kernels import _library, available_backends, operators, why_not
+if _library.load_error or not _library.has_cuda_kernels():
+    raise SystemExit(_library.load_error or "the library has no CUDA kernels")
+for backend in ("triton", "cuda"):
+    if backend not in available_backends():
+        raise SystemExit(f"{backend}: {why_not(operators()[0], backend)}")
+print("available:", ", ".join(available_backends()))
+"""
+
+
+@dataclass
+class Outcome:
+    """What became of a step."""
+
+    name: str
+    status: str  # ok, failed, skipped
+    seconds: float
+    reason: str = ""
+    output: str = ""
+    lacks_tool: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name:10} {self.status:8} {self.seconds:5.0f} s  {self.reason}".rstrip()
+
+
+@dataclass
+class Check:
+    """The steps of one run, in order, against one clock."""
+
+    start: float = field(default_factory=time.monotonic)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def left(self) -> float:
+        return TOTAL_SECONDS - (time.monotonic() - self.start)
+
+    def status(self, name: str) -> str:
+        return next((o.status for o in self.outcomes if o.name == name), "skipped")
+
+    def skip(self, name: str, reason: str, *, lacks_tool: bool = False) -> None:
+        self.add(Outcome(name, "skipped", 0, reason, lacks_tool=lacks_tool))
+
+    def run(self, name: str, command: list[str], seconds: float, **environment: str) -> Outcome:
+        """One step, in a process group of its own, so that what it started ends with it."""
+        seconds = min(seconds, self.left() - GRACE_SECONDS)
+        if seconds < 5:
+            self.skip(name, "no time is left")
+            return self.outcomes[-1]
+        print(f"--- {name}, at most {seconds:.0f} s", flush=True)
+        begin = time.monotonic()
+        output, reason = _run(command, seconds, environment)
+        outcome = Outcome(name, "failed" if reason else "ok", time.monotonic() - begin, reason, output)
+        return self.add(outcome)
+
+    def add(self, outcome: Outcome) -> Outcome:
+        self.outcomes.append(outcome)
+        print(f"{outcome.output[-6000:]}\n{outcome}", flush=True)
+        return outcome
+
+
+def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str]:
+    """(output, "" or the reason of the failure)."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return "", f"{command[0]} does not start: {error.strerror}"
+    reason = ""
+    for limit, sign in ((seconds, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL), (None, signal.SIGKILL)):
+        try:
+            output, _ = process.communicate(timeout=limit)
+            break
+        except subprocess.TimeoutExpired:
+            reason = f"stopped after {seconds:.0f} s"
+            _signal_group(process.pid, sign)
+    _signal_group(process.pid, signal.SIGKILL)  # what the step left behind
+    if process.returncode and not reason:
+        reason = f"exit status {process.returncode}: {_last_line(output)[:200]}"
+    return output, reason
+
+
+def _signal_group(group: int, sign: signal.Signals) -> None:
+    try:
+        os.killpg(group, sign)
+    except ProcessLookupError:
+        return
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]
+
+
+def probe(check: Check) -> dict[str, str]:
+    """Versions, and the GPU's name and kind, where there is one."""
+    outcome = check.run("probe", python("-c", _PROBE), 120)
+    if outcome.status != "ok":
+        return {}
+    found: dict[str, str] = json.loads(_last_line(outcome.output))
+    if "kind" not in found:
+        outcome.status, outcome.reason = "failed", "no CUDA device is available"
+        print(outcome)
+    return found
+
+
+def build(check: Check) -> None:
+    """The library with its CUDA kernels, in place, with this machine's torch and nvcc."""
+    command = python("setup.py", "-q", "build_ext", "--inplace")
+    if check.run("build", command, 150, JAIR_KERNELS_CUDA="1").status == "ok":
+        check.run("load", python("-c", _LOADS), 60)
+    else:
+        check.skip("load", "the build failed")
+
+
+def tests(check: Check) -> None:
+    """All ops on the device, in several processes where pytest-xdist is installed."""
+    workers = str(min(6, os.cpu_count() or 1))
+    parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
+    check.run("tests", python("-m", "pytest", "tests/gpu", "-q", "--maxfail=40", *parallel), 150)
+
+
+def find_sanitizer() -> str | None:
+    """compute-sanitizer on the PATH or in the toolkit."""
+    roots = (os.environ.get("CUDA_HOME"), "/usr/local/cuda")
+    places = [str(Path(root) / "bin") for root in roots if root]
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
+
+
+def sanitize(check: Check) -> None:
+    """Out-of-bounds and misaligned accesses, then races on shared memory, over a few small calls."""
+    tool = find_sanitizer()
+    for name in ("memcheck", "racecheck"):
+        if tool is None:
+            check.skip(name, "compute-sanitizer is not installed", lacks_tool=True)
+            continue
+        calls = python(str(ROOT / "tests" / "gpu" / "small_calls.py"))
+        outcome = check.run(name, [tool, "--tool", name, "--error-exitcode", "9", *calls], 45)
+        if "Device not supported" in outcome.output:
+            outcome.status, outcome.lacks_tool = "skipped", True
+            outcome.reason = "compute-sanitizer does not support this machine"
+            print(outcome)
+
+
+def benchmarks(check: Check) -> None:
+    """pytest-benchmark's JSON; an interrupted run keeps the rows that were measured."""
+    NEW.parent.mkdir(parents=True, exist_ok=True)
+    NEW.unlink(missing_ok=True)
+    command = python("-m", "pytest", "benchmarks", "--benchmark-only", "-q", "--device", "cuda")
+    command.append(f"--benchmark-json={NEW}")
+    check.run("benchmarks", command, check.left() - _LEFT_FOR_REPORT - GRACE_SECONDS)
+
+
+def report(check: Check) -> None:
+    """Table and plots beside the JSON."""
+    if not NEW.exists() or NEW.stat().st_size == 0:
+        check.skip("report", "the benchmarks wrote no results")
+        return
+    check.run("report", python("-m", "benchmarks.report", str(NEW), "--commit"), 60)
+
+
+def record(check: Check, found: dict[str, str]) -> None:
+    """Once all tests have passed: the kernels, for the support table of ``python -m jair_kernels``."""
+    if check.status("tests") != "ok" or check.status("load") != "ok":
+        return
+    kept = json.loads(VERIFIED.read_text(encoding="utf-8"))
+    for op, backend in GPU_KERNELS:
+        entry = {"op": op, "backend": backend, "gpu": found["gpu"], "version": found["version"]}
+        if entry not in kept:
+            kept.append(entry)
+    VERIFIED.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+STEPS: tuple[Callable[[Check], None], ...] = (build, tests, sanitize, benchmarks, report)
+
+
+def write_log(check: Check, folder: Path, summary: str) -> None:
+    """The whole output of every step, without the paths of this machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(f"=== {o}\n{o.output}" for o in check.outcomes) + f"\n=== summary\n{summary}\n"
+    for path, name in ((str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
+        text = text.replace(path, name)
+    (folder / "gpu-check.log").write_text(text, encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every step, write the log, print the summary."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, help="also copy the results to this folder")
+    options = parser.parse_args(arguments)
+    check = Check()
+    found = probe(check)
+    for step in STEPS:
+        if "kind" in found:
+            step(check)
+        else:
+            check.skip(step.__name__, "no CUDA device was found")
+    folder = RESULTS / found.get("kind", "new")
+    passed = all(o.status == "ok" or o.lacks_tool for o in check.outcomes)
+    if "kind" in found:
+        record(check, found)
+    lines = [f"GPU check on {found.get('gpu', 'no GPU')}, torch {found.get('torch', 'unknown')}"]
+    lines += [str(outcome) for outcome in check.outcomes]
+    lines.append(f"{'passed' if passed else 'NOT PASSED'} in {time.monotonic() - check.start:.0f} s")
+    summary = "\n".join(lines)
+    write_log(check, folder, summary)
+    if options.out:
+        shutil.copytree(folder, options.out, dirs_exist_ok=True)
+    print(f"\n{summary}\nwritten to {folder.relative_to(ROOT)}")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Every op on every GPU backend: accuracy, bits, streams, graphs, compiled code, large strides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache, lru_cache
+
+import pytest
+import torch
+from cases import far_apart
+
+import jair_kernels
+from jair_kernels.testing import (
+    Case,
+    Expectation,
+    Sample,
+    faults,
+    poisoned_empty,
+    run,
+    run_float64,
+)
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
+
+OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
+KERNELS = [(op, "triton") for op in OPS] + [("fused_token_pool", "cuda")]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BUSY = 1 << 26  # GPU clock cycles that a stream is kept busy: some 30 ms
+
+
+def shapes(op: str) -> list[Case]:
+    sizes = (
+        (2, 1, 48, 1), (2, 7, 1000, 8), (1, 1025, 17, 3), (5, 16, 31, 9), (3, 197, 96, 111), (2, 197, 768, 8),
+        (0, 7, 48, 8), (1, 50176, 96, 8), (2, 9, 40, 130),
+    )  # fmt: skip
+    return [Case(op, b, n, d, k, h=24) for b, n, d, k in sizes]
+
+
+def special(op: str) -> list[Case]:
+    found = [Case(op, 2, 70, 96, 8, values=v) for v in ("shifted", "huge_score", "constant", "repeated")]
+    found += [Case(op, 3, 70, 100, 5, layout=layout) for layout in ("transposed", "sliced", "expanded")]
+    if op != "fused_tokenfuser":
+        found += [Case(op, 3, 70, 96, 5, mask=mask) for mask in ("some", "nan", "all")]
+    if op == "fused_token_pool":
+        for weighting, reduction in (("softmax", "mean"), ("sigmoid", "sum"), ("sigmoid", "mean")):
+            options = {"weighting": weighting, "reduction": reduction}
+            found += [Case(op, 3, 300, 64, 5, mask=mask, options=options) for mask in (None, "nan")]
+    return found
+
+
+def on_device(sample: Sample) -> Sample:
+    """The same call on the GPU, strides and what lies between the elements included."""
+
+    def move(t: torch.Tensor | None) -> torch.Tensor | None:
+        if t is None:
+            return None
+        size = t.untyped_storage().nbytes() // t.itemsize
+        whole = t.as_strided((size,), (1,), 0).to(DEVICE)
+        return whole.as_strided(t.shape, t.stride(), t.storage_offset())
+
+    tensors = {name: move(t) for name, t in sample.tensors.items()}
+    return replace(sample, tensors=tensors, dy=sample.dy.to(DEVICE))
+
+
+@cache
+def _cases() -> dict[str, Case]:
+    return {f"{case.op}-{case.name}": case for op in OPS for case in shapes(op) + special(op)}
+
+
+@lru_cache(maxsize=16)
+def expectation(key: str, dtype: torch.dtype) -> Expectation:
+    """On the device: the eager expression that sets the limit is what runs there."""
+    return Expectation.of(on_device(_cases()[key].sample(dtype)))
+
+
+def needs(op: str, backend: str, *inputs: object) -> None:
+    reason = jair_kernels.why_not(op, backend, *inputs)
+    if reason is not None:
+        pytest.skip(f"{op} on {backend}: {reason}")
+
+
+def small(op: str, dtype: torch.dtype = torch.bfloat16, b: int = 3, n: int = 70) -> Sample:
+    return on_device(Case(op, b, n, 96, 8).sample(dtype))
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+
+
+kernels = pytest.mark.parametrize(("op", "backend"), KERNELS, ids=lambda word: word.removeprefix("fused_"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in KERNELS if op == case.op]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(("key", "backend"), ACCURACY)
+def test_accuracy(key: str, backend: str, dtype: torch.dtype) -> None:
+    """Forward and every gradient within twice eager's error, held against float64."""
+    needs(_cases()[key].op, backend)
+    expectation(key, dtype).check(backend)
+
+
+@kernels
+def test_one_token_has_no_score_gradient(op: str, backend: str) -> None:
+    needs(op, backend)
+    if op == "fused_tokenfuser":
+        pytest.skip("its weights are not normalised over tokens")
+    results = run(on_device(Case(op, 4, 1, 96, 8).sample(torch.bfloat16)), backend)
+    for name in ("dscores", "dw2", "db2"):
+        if name in results:
+            assert not results[name].any(), name
+
+
+@kernels
+@pytest.mark.parametrize("axis", [0, 1], ids=["image", "token"])
+def test_more_than_two_to_the_31_elements(op: str, backend: str, axis: int) -> None:
+    needs(op, backend)
+    free, _ = torch.cuda.mem_get_info()
+    if free < 6 << 30:
+        pytest.skip(f"it needs 6 GiB of GPU memory, {free >> 30} are free")
+    sample = far_apart(on_device(Case(op, 2, 2, 96, 3).sample(torch.bfloat16)), axis)
+    Expectation.of(sample).check(backend)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_bits_are_equal_from_run_to_run(op: str, backend: str, dtype: torch.dtype) -> None:
+    needs(op, backend)
+    for b, n in ((1, 1500), (64, 197)):
+        sample = small(op, dtype, b, n)
+        first = run(sample, backend)
+        for _ in range(3):
+            assert_same(run(sample, backend), first)
+        with poisoned_empty():
+            assert_same(run(sample, backend), first)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: str(dtype)[6:])
+def test_autocast(op: str, backend: str, dtype: torch.dtype) -> None:
+    """Within twice the error of eager code under the same autocast; gradients in the inputs' own dtype."""
+    needs(op, backend)
+    sample = small(op, torch.float32)
+    expected = run_float64(sample)
+    allowed = Expectation.of(sample.to(dtype)).allowed  # the dtype that is computed in sets the floor
+    lowered = replace(sample, dy=sample.dy.to(dtype))
+    with torch.autocast(DEVICE, dtype):
+        ours, eager = run(lowered, backend), run(lowered, "reference")
+    assert ours["y"].dtype == dtype
+    assert {t.dtype for name, t in ours.items() if name != "y"} == {torch.float32}
+    assert not faults(ours, eager, expected, allowed)
+
+
+@kernels
+def test_compiled_code(op: str, backend: str) -> None:
+    needs(op, backend)
+    function = getattr(jair_kernels, op)
+
+    def step(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        y: torch.Tensor = function(**tensors, backend=backend)
+        return y
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for n in (70, 33):
+        sample = small(op, torch.float32, n=n)
+        results = []
+        for call in (step, compiled):
+            leaves = {name: t.detach().requires_grad_() for name, t in sample.tensors.items()}
+            y = call(leaves)
+            grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
+            results.append(dict(enumerate((y.detach(), *grads))))
+        assert all(torch.equal(results[0][i], results[1][i]) for i in results[0])
+
+
+def _warmed_up(call: Callable[[], object]) -> None:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@kernels
+def test_cuda_graph(op: str, backend: str) -> None:
+    """Captured once, replayed on other values: what the op computes by itself."""
+    needs(op, backend)
+    sample, other = small(op), small(op)
+    for tensor in other.tensors.values():
+        tensor.mul_(0.5)
+    expected = run(other, backend)
+    _warmed_up(lambda: run(sample, backend))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run(sample, backend)
+    for name, tensor in sample.tensors.items():
+        tensor.copy_(other.tensors[name])
+    for _ in range(2):
+        for tensor in captured.values():
+            tensor.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        assert_same(captured, expected)
+
+
+@kernels
+def test_side_stream(op: str, backend: str) -> None:
+    """On a stream that is still busy making x, the op waits its turn: it is launched on that stream."""
+    needs(op, backend)
+    sample = small(op)
+    expected = run(sample, backend)
+    x = sample.tensors["x"]
+    good = x.clone()
+    x.fill_(torch.nan)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(BUSY)
+        x.copy_(good)
+        results = run(sample, backend)
+    side.synchronize()
+    assert_same(results, expected)
+
+
+@kernels
+def test_second_device(op: str, backend: str) -> None:
+    needs(op, backend)
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    first = small(op)
+    moved = {name: t.to("cuda:1") for name, t in first.tensors.items()}
+    results = run(replace(first, tensors=moved, dy=first.dy.to("cuda:1")), backend)
+    assert torch.cuda.current_device() == 0
+    assert_same({name: t.to("cuda:0") for name, t in results.items()}, run(first, backend))
+
+
+def test_cuda_kernels_pass_opcheck() -> None:
+    needs("fused_token_pool", "cuda")
+    ops = torch.ops.jair_kernels
+    sample = small("fused_token_pool", torch.float32)
+    x, scores = sample.tensors["x"], sample.tensors["scores"]
+    mask = torch.rand(x.shape[:2], device=DEVICE) < 0.7
+    for sigmoid in (False, True):
+        y, lse = ops.token_pool_forward(x, scores, mask, sigmoid, True)
+        torch.library.opcheck(ops.token_pool_forward.default, (x, scores, mask, sigmoid, True))
+        arguments = (sample.dy, x, scores, mask, y, lse, sigmoid, True)
+        torch.library.opcheck(ops.token_pool_backward.default, arguments)

@@ -1,0 +1,97 @@
+"""The GPU check's own machinery, as far as it goes without a GPU: steps, time limits, an honest summary."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
+
+from benchmarks import gpu_check
+
+
+def code(text: str) -> list[str]:
+    return gpu_check.python("-c", text)
+
+
+@pytest.fixture
+def check() -> gpu_check.Check:
+    return gpu_check.Check()
+
+
+def test_a_step_that_works(check: gpu_check.Check) -> None:
+    outcome = check.run("build", code("print('made')"), 60)
+    assert (outcome.status, outcome.reason, outcome.output) == ("ok", "", "made\n")
+    assert check.status("build") == "ok"
+
+
+def test_a_failure_tells_the_exit_status_and_the_last_line(check: gpu_check.Check) -> None:
+    outcome = check.run("tests", code("print('1 failed\\n'); raise SystemExit(3)"), 60)
+    assert (outcome.status, outcome.reason) == ("failed", "exit status 3: 1 failed")
+
+
+def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
+    outcome = check.run("memcheck", ["no-such-program"], 60)
+    assert (outcome.status, outcome.reason) == (
+        "failed",
+        "no-such-program does not start: No such file or directory",
+    )
+
+
+def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(check: gpu_check.Check) -> None:
+    """As pytest does, the step writes what it has at the interrupt."""
+    sleeper = "import time\nprint('begun', flush=True)\ntry: time.sleep(60)\nfinally: print('written')"
+    outcome = check.run("benchmarks", code(sleeper), 5)
+    assert (outcome.status, outcome.reason) == ("failed", "stopped after 5 s")
+    assert "begun" in outcome.output
+    assert "written" in outcome.output
+
+
+def test_no_step_begins_without_time(check: gpu_check.Check) -> None:
+    check.start -= gpu_check.TOTAL_SECONDS
+    check.run("report", code("print('late')"), 60)
+    assert str(check.outcomes[0]).split() == ["report", "skipped", "0", "s", "no", "time", "is", "left"]
+
+
+def test_without_a_sanitizer_its_steps_are_skipped(
+    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: None)
+    gpu_check.sanitize(check)
+    assert [(o.name, o.status, o.reason, o.lacks_tool) for o in check.outcomes] == [
+        ("memcheck", "skipped", "compute-sanitizer is not installed", True),
+        ("racecheck", "skipped", "compute-sanitizer is not installed", True),
+    ]
+
+
+def test_a_machine_without_a_gpu_does_not_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: make gpu-check tells more")
+    monkeypatch.setattr(gpu_check, "RESULTS", gpu_check.ROOT / "build" / "gpu-check")
+    assert gpu_check.main(["--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "NOT PASSED" in printed
+    assert "no CUDA device is available" in printed
+    log = (tmp_path / "gpu-check.log").read_text(encoding="utf-8")
+    for step in gpu_check.STEPS:
+        assert f"{step.__name__:10} skipped" in log
+    assert str(gpu_check.ROOT) not in log
+
+
+@pytest.mark.parametrize(("tests", "count"), [("ok", len(gpu_check.GPU_KERNELS)), ("failed", 0)])
+def test_kernels_are_called_verified_once_their_tests_pass(
+    check: gpu_check.Check, tests: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verified = tmp_path / "verified.json"
+    verified.write_text("[]", encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "VERIFIED", verified)
+    for name, status in (("load", "ok"), ("tests", tests)):
+        check.add(gpu_check.Outcome(name, status, 1.0))
+    for _ in range(2):
+        gpu_check.record(check, {"gpu": "a GPU", "version": "1"})
+    assert verified.read_text(encoding="utf-8").count('"gpu": "a GPU"') == count

@@ -1,4 +1,4 @@
-"""Threads: one and two of the pool, threads made later, workers after a fork, each with its tile configuration."""
+"""One and more threads of the pool, threads made later, workers after a fork, each with its tile state."""
 
 from __future__ import annotations
 

@@ -76,8 +76,9 @@ def run_eager(sample: Sample) -> dict[str, Tensor]:
 def run_float64(sample: Sample, score_noise: float = 0.0) -> dict[str, Tensor]:
     """The reference: the same rounded values in float64, LayerNorm fed with rows less their first element.
 
-    LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000 would
-    make the rounding of a float64 mean visible. `score_noise` is a relative error of random sign in the scores.
+    LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000
+    would make the rounding of a float64 mean visible. `score_noise` is a relative error of random sign in the
+    scores.
     """
     leaves, keep = _clean(sample)
     scores = _scores(sample, leaves)
@@ -95,8 +96,8 @@ def run_float64(sample: Sample, score_noise: float = 0.0) -> dict[str, Tensor]:
 
 
 def floors(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What every element is always allowed: a few spacings of the dtype times the size of what is summed, and in
-    the dtype that kernels accumulate in, what a relative rounding of the scores does to it.
+    """What every element is always allowed: a few spacings of the dtype times the size of what is summed,
+    and in the dtype that kernels accumulate in, what a relative rounding of the scores does to it.
 
     Gradients of parameters sum dS over the tokens, where terms of either sign cancel: db2 of a softmax to
     nothing. A softmax makes each term a difference besides, dS = p (dP - delta), delta = sum_n p dP, which is

@@ -19,7 +19,17 @@
 
 namespace jair {
 
-enum class Function { exp, sigmoid, reciprocal, absolute, normal, gelu_tanh, gelu_tanh_slope, gelu_erf, gelu_erf_slope };
+enum class Function {
+  exp,
+  sigmoid,
+  reciprocal,
+  absolute,
+  normal,
+  gelu_tanh,
+  gelu_tanh_slope,
+  gelu_erf,
+  gelu_erf_slope
+};
 constexpr const char* kFunctions[] = {"exp",       "sigmoid",         "reciprocal", "absolute",      "normal",
                                       "gelu_tanh", "gelu_tanh_slope", "gelu_erf",   "gelu_erf_slope"};
 
@@ -73,7 +83,8 @@ void bind(py::module_& isa, const char* dtype, jair::Blocks<C> blocks) {
     Dense<C> out({c.shape(0), c.shape(1)});
     std::copy(c.data(), c.data() + c.size(), out.mutable_data());
     const int64_t size = sizeof(C), sizes[] = {c.shape(0), c.shape(1), a.shape(1)};
-    blocks.product(a.data(), a.strides(0) / size, a.strides(1) / size, b.data(), out.mutable_data(), sizes, add, packed);
+    blocks.product(a.data(), a.strides(0) / size, a.strides(1) / size, b.data(), out.mutable_data(), sizes, add,
+                   packed);
     return out;
   });
   m.def("transpose", [blocks](Dense<C> x) {

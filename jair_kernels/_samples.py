@@ -174,5 +174,5 @@ def _small_cases(op: str) -> list[Case]:
 
 
 def sample_inputs(op: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Sample]:
-    """Small calls that use every argument of an op between them: for accuracy, opcheck, compile and export."""
+    """Small calls that use every argument of an op between them: for accuracy, opcheck, export and so on."""
     return [case.sample(dtype, device) for case in _small_cases(op)]

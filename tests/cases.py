@@ -38,7 +38,7 @@ def layouts(op: str, **options: Any) -> list[Case]:
 
 
 def far_apart(sample: Sample, axis: int) -> Sample:
-    """The same call with x in a tensor of more than 2^31 elements: consecutive indices of `axis` lie 2^31 apart.
+    """The same call with x in a tensor of more than 2^31 elements: neighbours along `axis` lie 2^31 apart.
 
     The memory between is never touched, so it costs address space alone.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import by_name
-from jair_kernels.testing import Case, poisoned_empty, run
+
+from jair_kernels.testing import Case, Sample, poisoned_empty, run
 
 OPS = ("fused_token_pool", "fused_tokenlearner", "fused_tokenfuser")
 CASES = [Case(op, b, n, 100, k, h=20) for op in OPS for b, n, k in ((1, 70, 3), (3, 197, 8), (2, 7, 20))]
@@ -34,8 +35,11 @@ def test_poisoned_memory(case, target_dtype):
     """What a kernel does not write, or reads before it has written, would show as NaN."""
     sample = case.sample(target_dtype)
     clean = run(sample, "cpu")
-    spoilt = {name: torch.full_like(t, torch.nan) if t.is_floating_point() else t for name, t in sample.tensors.items()}
-    run(type(sample)(case.op, "nan", spoilt, sample.options, sample.dy), "cpu")  # fills the kernels' own scratch
+    spoilt = {
+        name: torch.full_like(t, torch.nan) if t.is_floating_point() else t
+        for name, t in sample.tensors.items()
+    }
+    run(Sample(case.op, "nan", spoilt, sample.options, sample.dy), "cpu")  # fills the kernels' own scratch
     with poisoned_empty():
         assert torch.empty(3).isnan().all()
         assert torch.ops.aten.new_empty.default(sample.dy, [3]).isnan().all()

@@ -1,4 +1,4 @@
-"""fused_token_pool on the CPU against float64: forward and both gradients, every dtype and instruction set."""
+"""fused_token_pool on the CPU against float64: all gradients, dtypes and instruction sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fused_tokenfuser on the CPU against float64: forward and every gradient, every dtype and instruction set."""
+"""fused_tokenfuser on the CPU against float64: all gradients, dtypes and instruction sets."""
 
 from __future__ import annotations
 

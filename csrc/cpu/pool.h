@@ -162,13 +162,34 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
 }
 
 // What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e of
-// the score MLP where there is one (hp > 0); delta is [kp].
+// the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of the
+// rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights.
 template <typename C>
 struct Kept {
-  C *centred, *p, *dp, *delta;
-  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + kp; }
+  C *centred, *p, *dp, *delta, *total;
+  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + 2 * kp; }
   Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
-      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp) {}
+      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp),
+        total(delta + kp) {}
+
+  // Adds `rows` rows of weights and their gradients.
+  void add(const C* weights, const C* dweights, int64_t rows, int64_t kp) {
+    for (int64_t k = 0; k < kp; k += kLanes<C>) {
+      Vec<C> products{}, sums{};
+      for (int64_t i = k; i < rows * kp; i += kp) {
+        products += load(weights + i) * load(dweights + i);
+        sums += load(weights + i);
+      }
+      store(delta + k, load(delta + k) + products);
+      store(total + k, load(total + k) + sums);
+    }
+  }
+
+  // delta of the whole image, 0 where nothing was kept.
+  Vec<C> mean(int64_t k) const {
+    const Vec<C> sums = load(total + k);
+    return sums > C(0) ? load(delta + k) / sums : Vec<C>{};
+  }
 };
 
 // Room for the segments of split images.
@@ -182,15 +203,15 @@ inline std::vector<Kept<C>> keep_split(const Plan& plan, Scratch::Frame& frame, 
   return kept;
 }
 
-// Every segment of an image gets the sum of its segments' deltas.
+// Every segment of an image gets the sums of all its segments.
 template <typename C>
 inline void join_deltas(const std::vector<Segment>& split, std::vector<Kept<C>>& kept, int64_t kp) {
   for (size_t i = 0; i < split.size();) {
     size_t j = i + 1;
     for (; j < split.size() && split[j].image == split[i].image; ++j) {
-      for (int64_t k = 0; k < kp; ++k) kept[i].delta[k] += kept[j].delta[k];
+      for (int64_t k = 0; k < 2 * kp; ++k) kept[i].delta[k] += kept[j].delta[k];
     }
-    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, kp * sizeof(C));
+    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, 2 * kp * sizeof(C));
     i = j;
   }
 }

@@ -47,7 +47,7 @@ class TokenPool {
     for (int64_t k = 0; k < p_.outputs; ++k) convert_row_back(state.acc + k * dp_, y + k * p_.width, p_.width);
   }
 
-  // dP = x dY^T;  softmax: dS = P (dP - delta), delta = sum_n P dP;  sigmoid: dS = dP P (1 - P);  dx = P dY.
+  // dP = x dY^T;  softmax: dS = P (dP - delta), delta = sum_n P dP / sum_n P;  sigmoid: dS = dP P (1 - P);  dx = P dY.
   // delta is summed from the very P and dP that it is subtracted from, see TokenLearner.
   void backward(const Segment& s) {
     Scratch::Frame frame;
@@ -60,18 +60,14 @@ class TokenPool {
   // First pass: P, dP, dx and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept) {
     load_dy(s.image);
-    zero(kept.delta, kp_);
+    zero(kept.delta, 2 * kp_);
     for (int64_t n = s.begin; n < s.end; n += kPoolBlock) {
       const int64_t rows = std::min(kPoolBlock, s.end - n), at = (n - s.begin) * kp_;
       const C* x = load_block(s.image, n, rows);
       C *p = kept.p + at, *dp = kept.dp + at;
       gemm<C>(rows, kp_, p_.width, {x, ldx_, 1}, dyt_, kp_, dp, kp_, false, nullptr);
       weights_from_lse(s.image, n, rows, p);
-      for (int64_t i = 0; i < rows * kp_; i += kp_) {
-        for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-          store(kept.delta + k, load(kept.delta + k) + load(p + i + k) * load(dp + i + k));
-        }
-      }
+      kept.add(p, dp, rows, kp_);
       store_dx(s.image, n, rows, p);
     }
   }
@@ -79,10 +75,13 @@ class TokenPool {
   // Second pass, with the whole image's delta.
   void backward_scores(const Segment& s, const Kept<C>& kept) {
     T* dscores = static_cast<T*>(p_.dscores) + (s.image * p_.tokens + s.begin) * p_.outputs;
+    Scratch::Frame frame;
+    C* delta = frame.take<C>(kp_);
+    for (int64_t k = 0; k < kp_; k += kLanes<C>) store(delta + k, kept.mean(k));
     for (int64_t n = 0; n < s.end - s.begin; ++n) {
       for (int64_t k = 0; k < kp_; k += kLanes<C>) {
         const Vec<C> p = load(kept.p + n * kp_ + k), dp = load(kept.dp + n * kp_ + k);
-        store(kept.dp + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(kept.delta + k)));
+        store(kept.dp + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(delta + k)));
       }
       convert_row_back(kept.dp + n * kp_, dscores + n * p_.outputs, p_.outputs);
     }

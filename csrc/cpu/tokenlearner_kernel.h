@@ -62,7 +62,7 @@ class TokenLearner {
     }
   }
 
-  // dP = x dY^T, dS = P (dP - delta), delta = sum_n P dP, dx = P dY + the score MLP's. delta is summed from the very
+  // dP = x dY^T, dS = P (dP - delta), delta = sum_n P dP / sum_n P, dx = P dY + the score MLP's. delta is summed from the very
   // P and dP that it is subtracted from: y . dy has the rounding of y in it, the same for all tokens of an image, and
   // such errors add up in the weight gradients.
   void backward(const Segment& s) {
@@ -76,7 +76,7 @@ class TokenLearner {
   // First pass: P, dP, h - e and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept) {
     load_dy(s.image);
-    zero(kept.delta, kp_);
+    zero(kept.delta, 2 * kp_);
     for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
       const int64_t rows = std::min(mlp_.block, s.end - n);
       for (int64_t i = 0; i < rows; i += E::kStrip) {
@@ -84,7 +84,8 @@ class TokenLearner {
         mlp_.load_rows(s.image, n + i, i, count);
         mlp_.scores(i, count, kept.p + at * kp_, kept.centred + at * hp_);
         mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_);
-        weights_from_lse(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_, kept.delta);
+        weights_from_lse(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_);
+        kept.add(kept.p + at * kp_, kept.dp + at * kp_, count, kp_);
       }
       loaded_ = n;
     }
@@ -93,6 +94,9 @@ class TokenLearner {
   // Second pass, with the whole image's delta.
   void backward_gradients(const Segment& s, const Kept<C>& kept) {
     load_dy(s.image);
+    Scratch::Frame frame;
+    C* delta = frame.take<C>(kp_);
+    for (int64_t k = 0; k < kp_; k += kLanes<C>) store(delta + k, kept.mean(k));
     for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
       const int64_t rows = std::min(mlp_.block, s.end - n);
       if (loaded_ != n) mlp_.load_rows(s.image, n, 0, rows);
@@ -101,7 +105,7 @@ class TokenLearner {
         C *p = kept.p + at * kp_, *ds = kept.dp + at * kp_;
         for (int64_t j = 0; j < count * kp_; j += kp_) {
           for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-            store(ds + j + k, load(p + j + k) * (load(ds + j + k) - load(kept.delta + k)));
+            store(ds + j + k, load(p + j + k) * (load(ds + j + k) - load(delta + k)));
           }
         }
         mlp_.backward(i, count, ds, kept.centred + at * hp_);
@@ -146,21 +150,16 @@ class TokenLearner {
     E::set_spread(dy_spread_, dy_);
   }
 
-  // Scores become P = exp(s - lse), 0 where masked; dP gets what the shift left out; delta += sum of P dP.
-  void weights_from_lse(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp, C* delta) {
-    for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-      const Vec<C> lse = load(lse_ + k), dy_sum = load(dy_sum_ + k);
-      Vec<C> total = load(delta + k);
-      for (int64_t n = 0; n < count; ++n) {
-        const bool kept = !mask || mask[n * p_.mlp.mask_token];
+  // Scores become P = exp(s - lse), 0 where masked; dP gets what the shift left out.
+  void weights_from_lse(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp) {
+    for (int64_t n = 0; n < count; ++n) {
+      const bool kept = !mask || mask[n * p_.mlp.mask_token];
+      const C shift = mlp_.rows.shift[first + n];
+      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
         const int64_t i = n * kp_ + k;
-        const Vec<C> weight = kept ? exp(load(p + i) - lse) : Vec<C>{};
-        const Vec<C> dweight = load(dp + i) + mlp_.rows.shift[first + n] * dy_sum;
-        store(p + i, weight);
-        store(dp + i, dweight);
-        total += weight * dweight;
+        store(p + i, kept ? exp(load(p + i) - load(lse_ + k)) : Vec<C>{});
+        store(dp + i, load(dp + i) + shift * load(dy_sum_ + k));
       }
-      store(delta + k, total);
     }
   }
 

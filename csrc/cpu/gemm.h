@@ -62,7 +62,7 @@ inline void gemm_panel(int64_t m, int64_t depth, Operand<C> a, const C* b, int64
 // C[m,n] = (add ? C : 0) + A[m,depth] B[depth,n]; n is a multiple of the vector length.
 // Where many rows of C share a panel of B, `pack` (kPackDepth * kPackWidth) is given: the product then goes through
 // pieces of B that stay in the first-level cache, copied to `pack` where their rows lie apart.
-constexpr int kPackDepth = 128;
+constexpr int kPackDepth = 64;
 template <typename C>
 constexpr int kPackWidth = kTileVecs * kLanes<C>;
 

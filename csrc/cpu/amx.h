@@ -41,17 +41,11 @@ inline void tiles_zero() {
   if constexpr (R == 2 && V == 2) _tile_zero(3);
 }
 
-// Rows `stride` apart whose next 64 bytes are asked into the second-level cache at every step of a product.
-struct Ahead {
-  const uint16_t* data = nullptr;
-  int64_t stride = 0, rows = 0;
-};
-
 // C += A B over `depth` tiles; i counts row tiles of A and column tiles of B.
 template <int R, int V>
-inline void tiles_multiply(int64_t depth, Tiles a, Tiles b, Ahead ahead = {}) {
+inline void tiles_multiply(int64_t depth, Tiles a, Tiles b, Ahead* ahead = nullptr) {
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t n = 0; n < ahead.rows; ++n) _mm_prefetch(ahead.data + n * ahead.stride + k * 32, _MM_HINT_T1);
+    if (ahead) ahead->step();
     _tile_loadd(4, a.data + k * a.step, a.stride * 2);
     _tile_loadd(6, b.data + k * b.step, 64);
     _tile_dpbf16ps(0, 4, 6);

@@ -139,10 +139,11 @@ class AmxEngine {
 
   // --- The products
 
-  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, float* out, bool fetch = false) const {
+  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, float* out, Ahead ahead = {}) const {
     // A part of a strip stays in the first-level cache while all columns are multiplied with it.
     constexpr int64_t kPart = 12;
     const int64_t depth = b.dp / 32, parts = (depth + kPart - 1) / kPart;
+    ahead.share((count + kStrip - 1) / kStrip * depth * ((b.np + 31) / 32));
     Scratch::Frame frame;
     float* whole = count % kStrip ? frame.take<float>(kStrip * b.np) : nullptr;
     for (int64_t r = 0; r < count; r += kStrip) {
@@ -155,10 +156,7 @@ class AmxEngine {
         for (int64_t c = 0; c < b.np; c += 32) {
           with_tiles(valid > 16, b.np - c > 16, [&](auto R, auto V) {
             part ? tiles_load<R, V>(strip + c, 16 * b.np, 16, b.np) : tiles_zero<R, V>();
-            // Meanwhile the strip that follows in memory, in equal shares, is fetched: most likely the next to be used.
-            const int64_t from = kStrip * c / b.np, to = kStrip * std::min(c + 32, b.np) / b.np;
-            const Ahead ahead{a.data + (kStrip + from) * a.stride, a.stride, fetch ? to - from : 0};
-            tiles_multiply<R, V>(steps, a, {b.data + c * b.dp + k * kTile, 16 * b.dp, kTile, 32}, ahead);
+            tiles_multiply<R, V>(steps, a, {b.data + c * b.dp + k * kTile, 16 * b.dp, kTile, 32}, &ahead);
             tiles_store<R, V>(strip + c, 16 * b.np, 16, b.np);
           });
         }

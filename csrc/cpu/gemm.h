@@ -9,6 +9,18 @@ constexpr int tile_rows(int vecs) {
   return JAIR_VECTOR == 64 ? (vecs == 1 ? 14 : 24 / vecs) : 12 / vecs;
 }
 
+// Memory that will be read next, asked into the second-level cache in steps while a product runs: it comes from further
+// away than the processor's own prefetching looks ahead.
+struct Ahead {
+  const char *next = nullptr, *end = nullptr;
+  int64_t lines = 0;  // per step
+
+  void share(int64_t steps) { lines = ((end - next) / 64 + steps - 1) / steps; }
+  void step() {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
+
 // A[m,k] at a[m * row + k * step]: rows of a matrix (step 1) or its columns (row 1).
 template <typename C>
 struct Operand {
@@ -49,12 +61,14 @@ inline void gemm_rows(int rows, int64_t depth, Operand<C> a, const C* b, int64_t
 }
 
 template <typename C, int V>
-inline void gemm_panel(int64_t m, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add) {
+inline void gemm_panel(int64_t m, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add,
+                       Ahead& ahead) {
   constexpr int kRows = tile_rows(V);
   const int64_t blocks = (m + kRows - 1) / kRows;
   for (int64_t i = 0; i < blocks; ++i) {  // rows shared evenly: 8 as 4 + 4, not 6 + 2
     const int64_t first = m * i / blocks, last = m * (i + 1) / blocks;
     const Operand<C> rows{a.data + first * a.row, a.row, a.step};
+    ahead.step();
     gemm_rows<C, V, kRows>(last - first, depth, rows, b, ldb, c + first * ldc, ldc, add);
   }
 }
@@ -68,8 +82,9 @@ constexpr int kPackWidth = kTileVecs * kLanes<C>;
 
 template <typename C>
 inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add,
-                 C* pack) {
+                 C* pack, Ahead ahead = {}) {
   constexpr int kWidth = kPackWidth<C>;
+  ahead.share((m * n * depth) / (tile_rows(kTileVecs) * kWidth * kPackDepth) + 1);
   for (int64_t k0 = 0; k0 < depth; k0 += kPackDepth) {
     const int64_t count = depth - k0 > kPackDepth ? kPackDepth : depth - k0;
     const Operand<C> left{a.data + k0 * a.step, a.row, a.step};
@@ -86,11 +101,11 @@ inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, 
         stride = kWidth;
       }
       switch (vecs) {
-        case 1: gemm_panel<C, 1>(m, count, left, panel, stride, c + j, ldc, accumulate); break;
-        case 2: gemm_panel<C, 2>(m, count, left, panel, stride, c + j, ldc, accumulate); break;
+        case 1: gemm_panel<C, 1>(m, count, left, panel, stride, c + j, ldc, accumulate, ahead); break;
+        case 2: gemm_panel<C, 2>(m, count, left, panel, stride, c + j, ldc, accumulate, ahead); break;
 #if JAIR_VECTOR == 64
-        case 3: gemm_panel<C, 3>(m, count, left, panel, stride, c + j, ldc, accumulate); break;
-        default: gemm_panel<C, 4>(m, count, left, panel, stride, c + j, ldc, accumulate); break;
+        case 3: gemm_panel<C, 3>(m, count, left, panel, stride, c + j, ldc, accumulate, ahead); break;
+        default: gemm_panel<C, 4>(m, count, left, panel, stride, c + j, ldc, accumulate, ahead); break;
 #endif
       }
     }

@@ -143,6 +143,8 @@ class ScoreMlp {
     }
     const typename E::Statistics statistics{mean, rstd, static_cast<C>(p_.eps), known};
     engine.load_rows(rows, first, count, p_.width, {x, p_.x_token, keep(image, token), p_.mask_token}, &statistics);
+    // Most likely the rows behind these are the next.
+    if (p_.x_token == p_.width) ahead_ = {reinterpret_cast<const char*>(x + count * p_.width), reinterpret_cast<const char*>(x + 2 * count * p_.width)};
     if (known) return;
     for (int64_t n = 0; n < count; ++n) stats[2 * n] = mean[n], stats[2 * n + 1] = rstd[n];
   }
@@ -151,7 +153,7 @@ class ScoreMlp {
   void scores(int64_t first, int64_t count, C* out, C* centred) {
     const int64_t hp = w_.hp;
     if (!centred) centred = centred_;
-    engine.times(rows, first, count, w_.wg, centred, true);
+    engine.times(rows, first, count, w_.wg, centred, ahead_);
     for (int64_t n = 0; n < count; ++n) {
       const C r = rstd_[first + n], offset = mean_[first + n] - rows.shift[first + n];
       for (int64_t h = n * hp; h < (n + 1) * hp; h += kLanes<C>) {
@@ -228,6 +230,7 @@ class ScoreMlp {
   const ScoreMlpWeights<T>& w_;
   ScoreMlpSums<C> sums_;
   C *mean_, *rstd_, *value_, *centred_;
+  Ahead ahead_;
   C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr, *strip_ = nullptr;
 };
 

@@ -96,9 +96,9 @@ class VectorEngine {
 
   // --- The products
 
-  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out, bool = false) const {
+  void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out, Ahead ahead = {}) const {
     const Operand<C> left{rows.data + first * rows.dp, rows.dp, 1};
-    gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_);
+    gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_, ahead);
   }
 
   // The same for rows of the compute type.

@@ -23,21 +23,22 @@ def grads_like(
 ) -> Gradients:
     """A kernel's gradients, each in its input's own dtype; None where nobody asked or the input is absent.
 
-    Kernels return parameter gradients in the accumulation dtype, an empty one for an absent parameter.
+    Kernels return those of parameters so, and an empty one for an absent parameter.
     """
     triples = zip(grads, inputs, needed, strict=True)
     return tuple(None if t is None or not need else cast(grad, t.dtype) for grad, t, need in triples)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which kernels keep statistics and return parameter gradients."""
+    """The dtype in which kernels keep statistics and sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def like_parameter(parameter: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     """Fake gradient of a parameter, as the kernels return it."""
-    shape = (0,) if parameter is None else parameter.shape
-    return x.new_empty(shape, dtype=accumulate_dtype(x.dtype))
+    if parameter is None:
+        return x.new_empty((0,), dtype=accumulate_dtype(x.dtype))
+    return torch.empty_like(parameter, memory_format=torch.contiguous_format)
 
 
 class _Refuse(torch.autograd.Function):

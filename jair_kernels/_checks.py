@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_AUTOCAST = _FLOATS[:3]  # autocast leaves float64 alone
 _NAMES = ", ".join(str(dtype)[6:] for dtype in _FLOATS)
+_AUTOCAST_NAMES = ", ".join(str(dtype)[6:] for dtype in _AUTOCAST)
 
 
 def _show(dims: str, sizes: Sequence[int | None]) -> str:
@@ -66,8 +68,8 @@ def operand(
             raise ValueError(f"{name}: expected shape {_show(dims, sizes)}, got {list(shape)}")
         if want is None and have == 0:
             raise ValueError(f"{name}: expected {dims.split()[axis]} >= 1, got shape {list(shape)}")
-    if dtype != main.dtype and not (mixed and dtype in _FLOATS):
-        expected = _NAMES if mixed else f"{str(main.dtype)[6:]} like the main input"
+    if dtype != main.dtype and not (mixed and dtype in _AUTOCAST):
+        expected = _AUTOCAST_NAMES if mixed else f"{str(main.dtype)[6:]} like the main input"
         raise TypeError(f"{name}: expected dtype {expected}, got {str(dtype)[6:]}")
     if tensor.device != main.device:
         raise ValueError(f"{name}: expected device {main.device} like the main input, got {tensor.device}")

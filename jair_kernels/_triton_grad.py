@@ -162,13 +162,18 @@ class Parameters(NamedTuple):
 
     def zero_gradients(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gradients of an empty batch."""
-        return tuple(gradient.zero_() for gradient in self.new_gradients(x))
+        return self.cast(*(gradient.zero_() for gradient in self.new_gradients(x)))
+
+    def cast(self, *gradients: Tensor) -> tuple[Tensor, ...]:
+        """Gradients in the types of their parameters."""
+        pairs = zip(gradients, self, strict=True)
+        return tuple(gradient if p is None else gradient.to(p.dtype) for gradient, p in pairs)
 
 
 def parameter_gradients(
     x: Tensor, mask: Tensor | None, stats: Tensor, saved: Scratch, p: Parameters
 ) -> tuple[Tensor, ...]:
-    """(dw1, db1, dw2, db2, dnorm_weight, dnorm_bias) in float32, empty where the parameter is absent."""
+    """(dw1, db1, dw2, db2, dnorm_weight, dnorm_bias) like the parameters, empty where one is absent."""
     (b, n, d), (h, k) = x.shape, (p.w1.shape[0], p.w2.shape[0])
     tokens, size = b * n, h * d + k * h + h + k
 
@@ -202,4 +207,4 @@ def parameter_gradients(
         contiguous(p.norm_bias, x), dw1, dnorm_weight, dnorm_bias, d, h, **has, BLOCK_H=64, BLOCK_D=32,
         num_warps=4,
     )  # fmt: skip
-    return dw1, db1, dw2, db2, dnorm_weight, dnorm_bias
+    return p.cast(dw1, db1, dw2, db2, dnorm_weight, dnorm_bias)

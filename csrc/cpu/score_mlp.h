@@ -36,11 +36,17 @@ inline void read_parameter(const Parameter& p, int64_t offset, int64_t count, C*
   with_parameter<C>(p, offset, [&](const auto* from) { convert_row(from, out, count); });
 }
 
+// `count` gradients from element `offset` on, in the type of their parameter; nothing where it is absent.
 template <typename C>
-inline C dot(const C* a, const C* b, int64_t count) {
-  Vec<C> total{};
-  for (int64_t i = 0; i < count; i += kLanes<C>) total += load(a + i) * load(b + i);
-  return sum<C>(total);
+inline void write_gradient(const Parameter& p, void* gradient, int64_t offset, int64_t count, const C* from) {
+  if (!gradient) return;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    if (p.dtype == Dtype::f32) convert_row_back(from, static_cast<float*>(gradient) + offset, count);
+    if (p.dtype == Dtype::bf16) convert_row_back(from, static_cast<bf16*>(gradient) + offset, count);
+    if (p.dtype == Dtype::f16) convert_row_back(from, static_cast<f16*>(gradient) + offset, count);
+  } else {
+    convert_row_back(from, static_cast<double*>(gradient) + offset, count);
+  }
 }
 
 // The weights as the products want them, made once per call and shared by its threads.
@@ -284,20 +290,18 @@ class GradientSums {
         if (p_.norm_bias.data) dw += db1[h] * load(beta + d);
         store(row + d, dw);
       }
-      std::memcpy(static_cast<C*>(p_.dw1) + h * p_.width + first, row, valid * sizeof(C));
+      write_gradient(p_.w1, p_.dw1, h * p_.width + first, valid, row);
     }
-    if (p_.dnorm_weight) std::memcpy(static_cast<C*>(p_.dnorm_weight) + first, dgamma, valid * sizeof(C));
-    if (p_.dnorm_bias) std::memcpy(static_cast<C*>(p_.dnorm_bias) + first, dbeta, valid * sizeof(C));
+    write_gradient(p_.norm_weight, p_.dnorm_weight, first, valid, dgamma);
+    write_gradient(p_.norm_bias, p_.dnorm_bias, first, valid, dbeta);
     if (first == 0) finish_small(small);
   }
 
   void finish_small(const C* small) const {
     const C *db1 = small + hp_, *dw2 = db1 + hp_, *db2 = dw2 + p_.outputs * hp_;
-    if (p_.db1) std::memcpy(p_.db1, db1, p_.hidden * sizeof(C));
-    if (p_.db2) std::memcpy(p_.db2, db2, p_.outputs * sizeof(C));
-    for (int64_t k = 0; k < p_.outputs; ++k) {
-      std::memcpy(static_cast<C*>(p_.dw2) + k * p_.hidden, dw2 + k * hp_, p_.hidden * sizeof(C));
-    }
+    write_gradient(p_.b1, p_.db1, 0, p_.hidden, db1);
+    write_gradient(p_.b2, p_.db2, 0, p_.outputs, db2);
+    for (int64_t k = 0; k < p_.outputs; ++k) write_gradient(p_.w2, p_.dw2, k * p_.hidden, p_.hidden, dw2 + k * hp_);
   }
 
   static void add(C* to, const C* from, int64_t count) {

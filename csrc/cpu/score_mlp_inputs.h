@@ -62,17 +62,16 @@ struct ScoreMlpGradients {
   Tensor w1, b1, w2, b2, norm_weight, norm_bias;
 
   ScoreMlpGradients(const ScoreMlpTensors& t, ScoreMlpParams& p)
-      : w1(empty(t.x, {p.hidden, p.width}, t.statistic())), b1(vector(t, t.b1, p.hidden)),
-        w2(empty(t.x, {p.outputs, p.hidden}, t.statistic())), b2(vector(t, t.b2, p.outputs)),
-        norm_weight(vector(t, t.norm_weight, p.width)), norm_bias(vector(t, t.norm_bias, p.width)) {
+      : w1(like(t, t.w1)), b1(like(t, t.b1)), w2(like(t, t.w2)), b2(like(t, t.b2)), norm_weight(like(t, t.norm_weight)),
+        norm_bias(like(t, t.norm_bias)) {
     p.dw1 = w1.data_ptr(), p.dw2 = w2.data_ptr();
     p.db1 = t.b1 ? b1.data_ptr() : nullptr, p.db2 = t.b2 ? b2.data_ptr() : nullptr;
     p.dnorm_weight = t.norm_weight ? norm_weight.data_ptr() : nullptr;
     p.dnorm_bias = t.norm_bias ? norm_bias.data_ptr() : nullptr;
   }
 
-  static Tensor vector(const ScoreMlpTensors& t, const OptionalTensor& parameter, int64_t size) {
-    return empty(t.x, {parameter ? size : 0}, t.statistic());
+  static Tensor like(const ScoreMlpTensors& t, const OptionalTensor& parameter) {
+    return parameter ? torch::stable::empty_like(*parameter) : empty(t.x, {0}, t.statistic());
   }
 };
 

@@ -23,7 +23,7 @@ struct ScoreMlpParams {
   double eps;
   bool tanh;
   void* stats;  // [B,N,2] mean and 1/std in the compute type: written by the forward, read by the backward
-  // Parameter gradients, contiguous in the compute type; null = absent.
+  // Parameter gradients, contiguous and of their parameters' types; null = absent.
   void *dw1, *db1, *dw2, *db2, *dnorm_weight, *dnorm_bias;
 };
 

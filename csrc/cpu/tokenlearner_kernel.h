@@ -220,7 +220,9 @@ void tokenlearner_backward(TokenLearnerParams p) {
   });
   sums.finish();
   // b2 moves all scores of an output alike, and a softmax over tokens does not see that.
-  if (p.mlp.db2) std::memset(p.mlp.db2, 0, p.mlp.outputs * sizeof(C));
+  C* zeros = frame.take<C>(kp);
+  zero(zeros, kp);
+  write_gradient(p.mlp.b2, p.mlp.db2, 0, p.mlp.outputs, zeros);
 }
 
 }  // namespace JAIR_ISA

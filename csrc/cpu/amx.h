@@ -130,5 +130,26 @@ inline __mmask16 first_words(int64_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << (count > 0 ? count : 0)) - 1);
 }
 
+// A tile of W^T: 16 columns of 32 rows of weights, rows from `count` on being 0.
+inline void transpose_weights(const float* weights, int64_t ldw, int64_t count, uint16_t* out) {
+  __m512i half[2][16];
+  for (int64_t n = 0; n < 32; ++n) {
+    half[n / 16][n % 16] = n < count ? _mm512_loadu_si512(weights + n * ldw) : _mm512_setzero_si512();
+  }
+  transpose16(half[0]);
+  transpose16(half[1]);
+  for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 32, narrow((__m512)half[0][i], (__m512)half[1][i]));
+}
+
+// A row of an A tile for each 32 of `count` weights, 0 behind them; row null: all 0.
+inline void narrow_weights(const float* row, int64_t count, int64_t tiles, uint16_t* out) {
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t left = row ? count - 32 * t : 0;
+    const __m512 low = _mm512_maskz_loadu_ps(first_words(left), row + 32 * t);
+    const __m512 high = _mm512_maskz_loadu_ps(first_words(left - 16), row + 32 * t + 16);
+    _mm512_storeu_si512(out + t * kTile, narrow(low, high));
+  }
+}
+
 }  // namespace JAIR_ISA
 }  // namespace jair

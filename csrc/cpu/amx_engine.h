@@ -3,33 +3,6 @@
 namespace jair {
 namespace JAIR_ISA {
 
-// Sums [m,dp] as tiles [m / 16][dp / 16] of 16 x 16 floats, 1 KB each in a row. The columns of every 32 stand in the
-// order that interleave() leaves them in: columns 8l + j in the first tile, 8l + 4 + j in the second, l, j < 4.
-struct TileLayout {
-  static int64_t size(int64_t m, int64_t dp) { return (m + 15) / 16 * 16 * dp; }
-  template <typename F>
-  static void each(float* sums, int64_t dp, int64_t row, F f) {
-    float* p = sums + row / 16 * 16 * dp + row % 16 * 16;
-    for (int64_t d = 0; d < dp; d += 16) _mm512_storeu_ps(p + d * 16, f(_mm512_loadu_ps(p + d * 16)));
-  }
-  static void scale(float* sums, int64_t dp, int64_t row, float factor) {
-    each(sums, dp, row, [factor](__m512 v) { return _mm512_mul_ps(v, _mm512_set1_ps(factor)); });
-  }
-  static void add(float* sums, int64_t dp, int64_t row, float value) {
-    each(sums, dp, row, [value](__m512 v) { return _mm512_add_ps(v, _mm512_set1_ps(value)); });
-  }
-  static void read(const float* sums, int64_t dp, int64_t row, int64_t first, int64_t count, float* out) {
-    const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i back = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    const float* p = sums + row / 16 * 16 * dp + row % 16 * 16 + first * 16;
-    for (int64_t d = 0; d < count; d += 32) {
-      const __m512 low = _mm512_loadu_ps(p + d * 16), high = _mm512_loadu_ps(p + d * 16 + kSumTile);
-      _mm512_storeu_ps(out + d, _mm512_permutex2var_ps(low, front, high));
-      _mm512_storeu_ps(out + d + 16, _mm512_permutex2var_ps(low, back, high));
-    }
-  }
-};
-
 class AmxEngine {
  public:
   using C = float;
@@ -198,7 +171,8 @@ class AmxEngine {
     const Rows* rows;
     const float *constant, *linear;
   };
-  void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, bf16* out, int64_t ldo) const {
+  void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, bf16* out,
+              int64_t ldo) const {
     const int64_t depth_a = a.s->depth / 32, depth_b = b.s ? b.s->depth / 32 : 0, row = (depth_a + depth_b) * kTile;
     Scratch::Frame frame;
     uint16_t* left = frame.take<uint16_t>(2 * row);
@@ -214,7 +188,8 @@ class AmxEngine {
       for (int64_t d = 0; d <= dp + 32; d += 32) {
         if (d < dp) {
           tiles_zero<R, V>();
-          tiles_multiply<R, V>(depth_a, {left, row, kTile, 32}, {a.s->data + d * a.s->depth, 16 * a.s->depth, kTile, 32});
+          tiles_multiply<R, V>(depth_a, {left, row, kTile, 32},
+                               {a.s->data + d * a.s->depth, 16 * a.s->depth, kTile, 32});
           if (b.s) {
             tiles_multiply<R, V>(depth_b, {left + depth_a * kTile, row, kTile, 32},
                                  {b.s->data + d * b.s->depth, 16 * b.s->depth, kTile, 32});
@@ -249,7 +224,8 @@ class AmxEngine {
           tiles_load<R, V>(target, 16 * dp, kSumTile, 16);
           for (int64_t s = 0; s < steps; ++s) {
             if (t == 0 && s + 1 < steps) interleave(rows, first + 32 * (s + 1), d, right + 2 * (s + 1) * kTile);
-            tiles_multiply<R, V>(1, {left + (s * tiles + t) * kTile, kTile, 0, 32}, {right + 2 * s * kTile, kTile, 0, 32});
+            tiles_multiply<R, V>(1, {left + (s * tiles + t) * kTile, kTile, 0, 32},
+                                 {right + 2 * s * kTile, kTile, 0, 32});
           }
           tiles_store<R, V>(target, 16 * dp, kSumTile, 16);
         });
@@ -268,7 +244,7 @@ class AmxEngine {
         continue;
       }
       if (!to) continue;
-      if (!to->known) statistics(from.x + n * from.stride, width, to->eps, &to->mean[n], &to->rstd[n]);
+      if (!to->known) row_statistics(from.x + n * from.stride, width, to->eps, &to->mean[n], &to->rstd[n]);
       // The weight gradients round what multiplies x: far from zero, that rounding would be multiplied by the mean.
       if (!(std::fabs(to->mean[n]) * to->rstd[n] > 2.0f)) continue;
       shift = rounded_weight(to->mean[n]);
@@ -280,63 +256,10 @@ class AmxEngine {
     uint16_t* copies = rows.copies + first * rows.dp;
     for (int64_t n = 0; n < kStrip; ++n) {
       const bool kept = n < count && (!from.keep || from.keep[n * from.keep_stride]);
-      copy_row(kept ? from.x + n * from.stride : nullptr, width, kept ? rows.shift[first + n] : 0.0f, copies + n * rows.dp);
+      copy_row(kept ? from.x + n * from.stride : nullptr, width, kept ? rows.shift[first + n] : 0.0f,
+               copies + n * rows.dp);
     }
     rows.strips[s] = copies, rows.strides[s] = rows.dp;
-  }
-
-  static void statistics(const bf16* x, int64_t width, float eps, float* mean, float* rstd) {
-    const __m512i odd = _mm512_set1_epi32(0xffff0000);
-    __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0, square0 = sum0, square1 = sum0;
-    for (int64_t d = 0; d < width; d += 32) {
-      const __m512i bits = _mm512_maskz_loadu_epi16(first_halves(width - d), x + d);
-      const __m512 a = (__m512)_mm512_slli_epi32(bits, 16), b = (__m512)_mm512_and_si512(bits, odd);
-      sum0 = _mm512_add_ps(sum0, a), sum1 = _mm512_add_ps(sum1, b);
-      square0 = _mm512_fmadd_ps(a, a, square0), square1 = _mm512_fmadd_ps(b, b, square1);
-    }
-    const float m = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
-    float variance = _mm512_reduce_add_ps(_mm512_add_ps(square0, square1)) / width - m * m;
-    if (!(variance > m * m / 64)) variance = centred_squares(x, width, m) / width;  // digits were lost
-    *mean = m;
-    *rstd = 1.0f / std::sqrt(variance + eps);
-  }
-
-  static float centred_squares(const bf16* x, int64_t width, float mean) {
-    const __m512 centre = _mm512_set1_ps(mean);
-    __m512 squares = _mm512_setzero_ps();
-    for (int64_t d = 0; d < width; d += 32) {
-      const __mmask32 valid = first_halves(width - d);
-      const __m512i bits = _mm512_maskz_loadu_epi16(valid, x + d);
-      const __m512 low = _mm512_maskz_sub_ps(static_cast<__mmask16>(valid), widen_low(bits), centre);
-      const __m512 high = _mm512_maskz_sub_ps(static_cast<__mmask16>(valid >> 16), widen_high(bits), centre);
-      squares = _mm512_fmadd_ps(low, low, _mm512_fmadd_ps(high, high, squares));
-    }
-    return _mm512_reduce_add_ps(squares);
-  }
-
-  // A row less its shift, zeros behind its columns; x null: all zeros.
-  static void copy_row(const bf16* x, int64_t width, float shift, uint16_t* out) {
-    const __m512 far = _mm512_set1_ps(shift);
-    for (int64_t d = 0; d < pad_width(width); d += 32) {
-      const __mmask32 valid = x ? first_halves(width - d) : 0;
-      __m512i bits = _mm512_maskz_loadu_epi16(valid, x + d);
-      if (shift != 0.0f) {
-        bits = narrow(_mm512_sub_ps(widen_low(bits), far), _mm512_sub_ps(widen_high(bits), far));
-        bits = _mm512_maskz_mov_epi16(valid, bits);
-      }
-      _mm512_storeu_si512(out + d, bits);
-    }
-  }
-
-  // A tile of W^T: 16 columns of 32 rows of weights, rows from `count` on being 0.
-  static void transpose_weights(const float* weights, int64_t ldw, int64_t count, uint16_t* out) {
-    __m512i half[2][16];
-    for (int64_t n = 0; n < 32; ++n) {
-      half[n / 16][n % 16] = n < count ? _mm512_loadu_si512(weights + n * ldw) : _mm512_setzero_si512();
-    }
-    transpose16(half[0]);
-    transpose16(half[1]);
-    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 32, narrow((__m512)half[0][i], (__m512)half[1][i]));
   }
 
   // A strip by 32 columns into two B tiles: the pairs of rows come from unpacking, which moves columns (TileLayout).
@@ -347,16 +270,6 @@ class AmxEngine {
       const __m512i a = _mm512_loadu_si512(from + 2 * i * stride), b = _mm512_loadu_si512(from + (2 * i + 1) * stride);
       _mm512_storeu_si512(out + i * 32, _mm512_unpacklo_epi16(a, b));
       _mm512_storeu_si512(out + kTile + i * 32, _mm512_unpackhi_epi16(a, b));
-    }
-  }
-
-  // A row of an A tile for each 32 of `count` weights, 0 behind them; row null: all 0.
-  static void narrow_weights(const float* row, int64_t count, int64_t tiles, uint16_t* out) {
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t left = row ? count - 32 * t : 0;
-      const __m512 low = _mm512_maskz_loadu_ps(first_words(left), row + 32 * t);
-      const __m512 high = _mm512_maskz_loadu_ps(first_words(left - 16), row + 32 * t + 16);
-      _mm512_storeu_si512(out + t * kTile, narrow(low, high));
     }
   }
 

@@ -29,12 +29,12 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
   (::jair::active_isa() == ::jair::Isa::portable ? ::jair::portable::name<T>(__VA_ARGS__) \
    : ::jair::active_isa() == ::jair::Isa::avx2   ? ::jair::avx2::name<T>(__VA_ARGS__)     \
                                                  : ::jair::avx512::name<T>(__VA_ARGS__))
-#define JAIR_CALL_TILES(name, T, ...)                                                             \
-  do {                                                                                            \
-    if constexpr (std::is_same<T, ::jair::bf16>::value) {                                         \
-      if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__);     \
-    }                                                                                             \
-    JAIR_CALL_ISA(name, T, __VA_ARGS__);                                                          \
+#define JAIR_CALL_TILES(name, T, ...)                                                         \
+  do {                                                                                        \
+    if constexpr (std::is_same<T, ::jair::bf16>::value) {                                     \
+      if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__); \
+    }                                                                                         \
+    JAIR_CALL_ISA(name, T, __VA_ARGS__);                                                      \
   } while (false)
 #else
 #define JAIR_CALL_ISA(name, T, ...) ::jair::portable::name<T>(__VA_ARGS__)

@@ -15,7 +15,8 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#define JAIR_TARGET_BEGIN(isa) _Pragma(JAIR_TEXT(clang attribute push(__attribute__((target(isa))), apply_to = function)))
+#define JAIR_TARGET_BEGIN(isa) \
+  _Pragma(JAIR_TEXT(clang attribute push(__attribute__((target(isa))), apply_to = function)))
 #define JAIR_TARGET_END _Pragma("clang attribute pop")
 #else
 #define JAIR_TARGET_BEGIN(isa) _Pragma("GCC push_options") _Pragma(JAIR_TEXT(GCC target(isa)))
@@ -40,7 +41,8 @@ JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vecto
 JAIR_TARGET_END
 
 // Vectors as in avx512, bfloat16 products on tiles.
-JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+JAIR_TARGET_BEGIN(
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 #define JAIR_ISA amx
 #define JAIR_VECTOR 64
 #define JAIR_AMX

@@ -5,9 +5,7 @@ namespace JAIR_ISA {
 
 // A register tile has kTileVecs vectors and as many rows as fill the accumulators: 24-28 of 32 registers, 12 of 16.
 constexpr int kTileVecs = JAIR_VECTOR == 64 ? 4 : 2;
-constexpr int tile_rows(int vecs) {
-  return JAIR_VECTOR == 64 ? (vecs == 1 ? 14 : 24 / vecs) : 12 / vecs;
-}
+constexpr int tile_rows(int vecs) { return JAIR_VECTOR == 64 ? (vecs == 1 ? 14 : 24 / vecs) : 12 / vecs; }
 
 // Memory that will be read next, asked into the second-level cache in steps while a product runs: it comes from further
 // away than the processor's own prefetching looks ahead.
@@ -81,8 +79,8 @@ template <typename C>
 constexpr int kPackWidth = kTileVecs * kLanes<C>;
 
 template <typename C>
-inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc, bool add,
-                 C* pack, Ahead ahead = {}) {
+inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc,
+                 bool add, C* pack, Ahead ahead = {}) {
   constexpr int kWidth = kPackWidth<C>;
   ahead.share((m * n * depth) / (tile_rows(kTileVecs) * kWidth * kPackDepth) + 1);
   for (int64_t k0 = 0; k0 < depth; k0 += kPackDepth) {
@@ -95,7 +93,8 @@ inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, 
       int64_t stride = ldb;
       if (pack && ldb != kWidth) {
         for (int64_t k = 0; k < count; ++k) {
-          for (int v = 0; v < vecs; ++v) store(pack + k * kWidth + v * kLanes<C>, load(panel + k * ldb + v * kLanes<C>));
+          for (int v = 0; v < vecs; ++v)
+            store(pack + k * kWidth + v * kLanes<C>, load(panel + k * ldb + v * kLanes<C>));
         }
         panel = pack;
         stride = kWidth;
@@ -121,11 +120,12 @@ inline void transpose(const float* from, int64_t ld_from, int64_t rows, int64_t 
     for (; c + 4 <= columns; c += 4) {
       Quad q[4];
       for (int i = 0; i < 4; ++i) std::memcpy(&q[i], from + (r + i) * ld_from + c, sizeof(Quad));
-      const Quad ab = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5), cd = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5);
-      const Quad ef = __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7), gh = __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
-      const Quad out[4] = {
-          __builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
-          __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
+      const Quad ab = __builtin_shufflevector(q[0], q[1], 0, 4, 1, 5),
+                 cd = __builtin_shufflevector(q[2], q[3], 0, 4, 1, 5);
+      const Quad ef = __builtin_shufflevector(q[0], q[1], 2, 6, 3, 7),
+                 gh = __builtin_shufflevector(q[2], q[3], 2, 6, 3, 7);
+      const Quad out[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                           __builtin_shufflevector(ef, gh, 0, 1, 4, 5), __builtin_shufflevector(ef, gh, 2, 3, 6, 7)};
       for (int i = 0; i < 4; ++i) std::memcpy(to + (c + i) * ld_to + r, &out[i], sizeof(Quad));
     }
     for (; c < columns; ++c) {

@@ -82,8 +82,8 @@ inline void raise_max(PoolState<C, Layout>& state, const C* larger, int64_t outp
 
 // Scores [rows,Kp] become exp(score - max), after the state's max has been raised to theirs; keep may be null.
 template <typename C, typename Layout>
-inline void softmax_weights(PoolState<C, Layout>& state, C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride,
-                            int64_t outputs, int64_t dp) {
+inline void softmax_weights(PoolState<C, Layout>& state, C* scores, int64_t rows, const uint8_t* keep,
+                            int64_t keep_stride, int64_t outputs, int64_t dp) {
   constexpr C kNone = -std::numeric_limits<C>::infinity();
   const int64_t stride = padded<C>(outputs);
   C larger[kLanes<C>];
@@ -161,16 +161,15 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
   }
 }
 
-// What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e of
-// the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of the
-// rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights.
+// What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e
+// of the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of
+// the rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights.
 template <typename C>
 struct Kept {
   C *centred, *p, *dp, *delta, *total;
   static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + 2 * kp; }
   Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
-      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp),
-        total(delta + kp) {}
+      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp), total(delta + kp) {}
 
   // Adds `rows` rows of weights and their gradients.
   void add(const C* weights, const C* dweights, int64_t rows, int64_t kp) {

@@ -26,10 +26,17 @@ struct ScoreMlpTensors {
     return t ? OptionalTensor(torch::stable::contiguous(*t)) : t;
   }
 
-  ScoreMlpTensors(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
-                  const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, const OptionalTensor& mask)
-      : x(with_dense_rows(x)), w1(contiguous(w1)), b1(contiguous(b1)), w2(contiguous(w2)), b2(contiguous(b2)),
-        norm_weight(contiguous(norm_weight)), norm_bias(contiguous(norm_bias)), mask(mask) {}
+  ScoreMlpTensors(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+                  const OptionalTensor& b2, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                  const OptionalTensor& mask)
+      : x(with_dense_rows(x)),
+        w1(contiguous(w1)),
+        b1(contiguous(b1)),
+        w2(contiguous(w2)),
+        b2(contiguous(b2)),
+        norm_weight(contiguous(norm_weight)),
+        norm_bias(contiguous(norm_bias)),
+        mask(mask) {}
 
   ScoreMlpParams params(double eps, bool tanh) const {
     ScoreMlpParams p{};
@@ -62,7 +69,11 @@ struct ScoreMlpGradients {
   Tensor w1, b1, w2, b2, norm_weight, norm_bias;
 
   ScoreMlpGradients(const ScoreMlpTensors& t, ScoreMlpParams& p)
-      : w1(like(t, t.w1)), b1(like(t, t.b1)), w2(like(t, t.w2)), b2(like(t, t.b2)), norm_weight(like(t, t.norm_weight)),
+      : w1(like(t, t.w1)),
+        b1(like(t, t.b1)),
+        w2(like(t, t.w2)),
+        b2(like(t, t.b2)),
+        norm_weight(like(t, t.norm_weight)),
         norm_bias(like(t, t.norm_bias)) {
     p.dw1 = w1.data_ptr(), p.dw2 = w2.data_ptr();
     p.db1 = t.b1 ? b1.data_ptr() : nullptr, p.db2 = t.b2 ? b2.data_ptr() : nullptr;

@@ -15,8 +15,12 @@ class TokenPool {
 
  public:
   explicit TokenPool(const TokenPoolParams& p)
-      : p_(p), kp_(padded<C>(p.outputs)), dp_(padded<C>(p.width)), rows_(frame_.take<C>(kPoolBlock * dp_)),
-        weights_(frame_.take<C>(kPoolBlock * kp_)), pack_(frame_.take<C>(kPackDepth * kPackWidth<C>)) {}
+      : p_(p),
+        kp_(padded<C>(p.outputs)),
+        dp_(padded<C>(p.width)),
+        rows_(frame_.take<C>(kPoolBlock * dp_)),
+        weights_(frame_.take<C>(kPoolBlock * kp_)),
+        pack_(frame_.take<C>(kPackDepth * kPackWidth<C>)) {}
 
   void forward(const Segment& s) {
     const int64_t size = PoolState<C>::size(p_.outputs, dp_);
@@ -31,7 +35,8 @@ class TokenPool {
       } else {
         softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs, dp_);
       }
-      gemm<C>(p_.outputs, dp_, rows, {weights_, 1, kp_}, x, ldx_, state.acc, dp_, true, p_.outputs > 12 ? pack_ : nullptr);
+      gemm<C>(p_.outputs, dp_, rows, {weights_, 1, kp_}, x, ldx_, state.acc, dp_, true,
+              p_.outputs > 12 ? pack_ : nullptr);
     }
     if (s.partial < 0) finish(s.image, state);
   }
@@ -119,7 +124,8 @@ class TokenPool {
   }
 
   void load_dy(int64_t image) {
-    if (!dy_) dy_ = frame_.take<C>(p_.outputs * dp_), dyt_ = frame_.take<C>(dp_ * kp_), out_ = frame_.take<C>(kPoolBlock * dp_);
+    if (!dy_)
+      dy_ = frame_.take<C>(p_.outputs * dp_), dyt_ = frame_.take<C>(dp_ * kp_), out_ = frame_.take<C>(kPoolBlock * dp_);
     const T* dy = static_cast<const T*>(p_.dy) + image * p_.outputs * p_.width;
     const C factor = p_.mean ? C(1) / kept(image) : C(1);
     for (int64_t k = 0; k < p_.outputs; ++k) {
@@ -170,7 +176,7 @@ void token_pool_forward(TokenPoolParams p) {
     for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).forward(s);
   });
   merge_partials<RowLayout<C>>(*p.plan, partials, size, p.outputs, dp,
-                 [&](int64_t image, PoolState<C>& state) { TokenPool<T>(p).finish(image, state); });
+                               [&](int64_t image, PoolState<C>& state) { TokenPool<T>(p).finish(image, state); });
 }
 
 template <typename T>

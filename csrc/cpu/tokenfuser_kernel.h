@@ -5,9 +5,11 @@
 #include "cpu/vector_engine.h"
 #if defined(JAIR_AMX)
 #include "cpu/amx.h"
+#include "cpu/amx_rows.h"
 #include "cpu/amx_engine.h"
 #endif
 #include "cpu/score_mlp.h"
+#include "cpu/gradient_sums.h"
 
 namespace jair {
 namespace JAIR_ISA {
@@ -19,9 +21,14 @@ class TokenFuser {
 
  public:
   TokenFuser(const TokenFuserParams& p, C* sums)
-      : p_(p), k_(p.mlp.outputs), kp_(E::pad_count(k_)), hp_(E::pad_count(p.mlp.hidden)), dp_(E::pad_width(p.mlp.width)),
+      : p_(p),
+        k_(p.mlp.outputs),
+        kp_(E::pad_count(k_)),
+        hp_(E::pad_count(p.mlp.hidden)),
+        dp_(E::pad_width(p.mlp.width)),
         mlp_(p.mlp, *static_cast<const ScoreMlpWeights<T>*>(p.weights), frame_, sums),
-        weights_(frame_.take<C>(mlp_.block * kp_)), token_rows_(frame_.take<C>(k_ * dp_)),
+        weights_(frame_.take<C>(mlp_.block * kp_)),
+        token_rows_(frame_.take<C>(k_ * dp_)),
         spread_(mlp_.engine.make_spread(frame_, p.mlp.width, k_)) {
     if (!sums) return;
     columns_ = mlp_.engine.make_columns(frame_, p.mlp.width, k_);

@@ -5,9 +5,11 @@
 #include "cpu/vector_engine.h"
 #if defined(JAIR_AMX)
 #include "cpu/amx.h"
+#include "cpu/amx_rows.h"
 #include "cpu/amx_engine.h"
 #endif
 #include "cpu/score_mlp.h"
+#include "cpu/gradient_sums.h"
 
 namespace jair {
 namespace JAIR_ISA {
@@ -21,7 +23,11 @@ class TokenLearner {
 
  public:
   TokenLearner(const TokenLearnerParams& p, C* sums)
-      : p_(p), k_(p.mlp.outputs), kp_(E::pad_count(k_)), hp_(E::pad_count(p.mlp.hidden)), dp_(E::pad_width(p.mlp.width)),
+      : p_(p),
+        k_(p.mlp.outputs),
+        kp_(E::pad_count(k_)),
+        hp_(E::pad_count(p.mlp.hidden)),
+        dp_(E::pad_width(p.mlp.width)),
         mlp_(p.mlp, *static_cast<const ScoreMlpWeights<T>*>(p.weights), frame_, sums) {
     if (!sums) {
       state_ = frame_.take<C>(State::size(k_, dp_));
@@ -62,9 +68,9 @@ class TokenLearner {
     }
   }
 
-  // dP = x dY^T, dS = P (dP - delta), delta = sum_n P dP / sum_n P, dx = P dY + the score MLP's. delta is summed from the very
-  // P and dP that it is subtracted from: y . dy has the rounding of y in it, the same for all tokens of an image, and
-  // such errors add up in the weight gradients.
+  // dP = x dY^T, dS = P (dP - delta), delta = sum_n P dP / sum_n P, dx = P dY + the score MLP's. delta is summed from
+  // the very P and dP that it is subtracted from: y . dy has the rounding of y in it, the same for all tokens of an
+  // image, and such errors add up in the weight gradients.
   void backward(const Segment& s) {
     Scratch::Frame frame;
     const int64_t tokens = s.end - s.begin;

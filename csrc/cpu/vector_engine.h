@@ -13,7 +13,7 @@ template <typename T>
 class VectorEngine {
  public:
   using C = compute_t<T>;
-  using Layout = RowLayout<C>;  // of what gather() sums
+  using Layout = RowLayout<C>;           // of what gather() sums
   static constexpr int64_t kStrip = 48;  // rows worked on at a time
 
   static int64_t pad_width(int64_t width) { return padded<C>(width); }

@@ -38,7 +38,8 @@ def fused_token_pool(
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape, device, layout, option or backend.
 
-    Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?" (2106.11297), eq. 1-2.
+    Source: Ryoo et al., "TokenLearner: What Can 8 Learned Tokens Do for Images and Videos?"
+    (2106.11297), eq. 1-2.
     """
     check.main_input("x", x, "B N D")
     autocast = check.autocast_dtype(x)

@@ -15,7 +15,9 @@ def token_pool(
 ) -> torch.Tensor:
     """y[b,k] = sum_n w[b,n,k] x[b,n], w = softmax over n or sigmoid of the scores; see `fused_token_pool`."""
     keep = None if mask is None else mask.unsqueeze(-1)
-    if keep is not None:  # before any arithmetic, so that a NaN in a masked token reaches neither y nor a gradient
+    if (
+        keep is not None
+    ):  # before any arithmetic, so that a NaN in a masked token reaches neither y nor a gradient
         x = x.masked_fill(~keep, 0)
         scores = scores.masked_fill(~keep, float("-inf"))
     weights = scores.softmax(dim=1) if weighting == "softmax" else scores.sigmoid()

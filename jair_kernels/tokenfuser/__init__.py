@@ -32,7 +32,7 @@ def fused_tokenfuser(
     Args:
         x: positions [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
         tokens: [B,K,D], same dtype and device.
-        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; same dtype and device as x (under autocast: any).
+        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; dtype and device of x (under autocast: any).
         w2, b2: [K,H] and [K] or None.
         norm_weight, norm_bias: scale and shift of the LayerNorm over D, [D]; None = 1 and 0.
         eps: added to the variance in the LayerNorm.
@@ -57,6 +57,17 @@ def fused_tokenfuser(
         norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
         return tokenfuser(x, tokens, w1, b1, w2, b2, **norm, eps=eps, approximate=approximate)
     y: torch.Tensor = apply(
-        x, tokens, w1, b1, w2, b2, norm_weight, norm_bias, eps, approximate == "tanh", autocast or x.dtype, chosen
+        x,
+        tokens,
+        w1,
+        b1,
+        w2,
+        b2,
+        norm_weight,
+        norm_bias,
+        eps,
+        approximate == "tanh",
+        autocast or x.dtype,
+        chosen,
     )[0]
     return y

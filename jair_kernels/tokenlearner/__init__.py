@@ -56,7 +56,7 @@ def fused_tokenlearner(
 
     Args:
         x: tokens [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
-        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; same dtype and device as x (under autocast: any).
+        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; dtype and device of x (under autocast: any).
         w2, b2: [K,H] and [K] or None.
         norm_weight, norm_bias: scale and shift of the LayerNorm over D, [D]; None = 1 and 0.
         mask: bool [B,N], True = keep. A masked token has no effect, not even a NaN in it; an image without
@@ -80,9 +80,29 @@ def fused_tokenlearner(
     chosen = select("fused_tokenlearner", backend, x, w1, w2)
     if chosen == "reference":
         return tokenlearner(
-            x, w1, b1, w2, b2, norm_weight=norm_weight, norm_bias=norm_bias, mask=mask, eps=eps, approximate=approximate
+            x,
+            w1,
+            b1,
+            w2,
+            b2,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            mask=mask,
+            eps=eps,
+            approximate=approximate,
         )
     y: torch.Tensor = apply(
-        x, w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, approximate == "tanh", autocast or x.dtype, chosen
+        x,
+        w1,
+        b1,
+        w2,
+        b2,
+        norm_weight,
+        norm_bias,
+        mask,
+        eps,
+        approximate == "tanh",
+        autocast or x.dtype,
+        chosen,
     )[0]
     return y

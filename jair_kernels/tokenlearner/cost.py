@@ -24,6 +24,6 @@ def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int
 
 
 def saved_bytes(b: int, n: int, d: int, k: int, itemsize: int) -> int:
-    """Kept for the backward beside x and the parameters: y, the log-sum-exps, mean and 1/std of every token."""
+    """Kept for the backward beside x and the parameters: y, log-sum-exps, mean and 1/std of every token."""
     statistic = max(itemsize, 4)
     return itemsize * b * k * d + statistic * (b * k + 2 * b * n)

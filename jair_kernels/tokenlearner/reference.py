@@ -20,7 +20,9 @@ def score_mlp(
     approximate: str,
 ) -> torch.Tensor:
     """w2 gelu(w1 LN(x) + b1) + b2 of every token: x [B,N,D] -> scores [B,N,K]."""
-    wide = x.dtype  # autocast lets dtypes differ, but on the CPU it does not bring those of layer_norm together
+    wide = (
+        x.dtype
+    )  # autocast lets dtypes differ, but on the CPU it does not bring those of layer_norm together
     for t in (norm_weight, norm_bias):
         wide = wide if t is None else torch.promote_types(wide, t.dtype)
     weight, bias = (None if t is None else t.to(wide) for t in (norm_weight, norm_bias))

@@ -1,4 +1,4 @@
-"""Plain-PyTorch definitions of every op, under its name without ``fused_``; the specification of all backends."""
+"""Plain PyTorch for every op, under its name without ``fused_``: the specification of all backends."""
 
 from jair_kernels.token_pool.reference import token_pool
 from jair_kernels.tokenfuser.reference import tokenfuser

@@ -32,7 +32,7 @@ def fused_tokenfuser(
     Args:
         x: positions [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
         tokens: [B,K,D], same dtype and device.
-        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; dtype and device of x (under autocast: any).
+        w1, b1: [H,D] and [H] or None, as in nn.Linear; x's dtype and device (autocast: any but float64).
         w2, b2: [K,H] and [K] or None.
         norm_weight, norm_bias: scale and shift of the LayerNorm over D, [D]; None = 1 and 0.
         eps: added to the variance in the LayerNorm.

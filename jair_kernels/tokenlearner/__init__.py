@@ -56,7 +56,7 @@ def fused_tokenlearner(
 
     Args:
         x: tokens [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
-        w1, b1: [H,D] and [H] or None, in nn.Linear's layout; dtype and device of x (under autocast: any).
+        w1, b1: [H,D] and [H] or None, as in nn.Linear; x's dtype and device (autocast: any but float64).
         w2, b2: [K,H] and [K] or None.
         norm_weight, norm_bias: scale and shift of the LayerNorm over D, [D]; None = 1 and 0.
         mask: bool [B,N], True = keep. A masked token has no effect, not even a NaN in it; an image without

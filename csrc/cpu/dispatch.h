@@ -22,21 +22,22 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
 
 }  // namespace jair
 
-// Calls the function template `name`<T> of the active instruction set. JAIR_CALL_TILES is for kernels that also have
-// tiles, which multiply bfloat16 alone: for other types, and for other kernels, amx means avx512.
+// Calls the function template `name`<T> of the active instruction set. Tiles multiply bfloat16 alone: for other types,
+// amx means avx512.
 #if defined(__x86_64__)
-#define JAIR_CALL_ISA(name, T, ...)                                                       \
-  (::jair::active_isa() == ::jair::Isa::portable ? ::jair::portable::name<T>(__VA_ARGS__) \
-   : ::jair::active_isa() == ::jair::Isa::avx2   ? ::jair::avx2::name<T>(__VA_ARGS__)     \
-                                                 : ::jair::avx512::name<T>(__VA_ARGS__))
-#define JAIR_CALL_TILES(name, T, ...)                                                         \
+#define JAIR_CALL_ISA(name, T, ...)                                                           \
   do {                                                                                        \
     if constexpr (std::is_same<T, ::jair::bf16>::value) {                                     \
       if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__); \
     }                                                                                         \
-    JAIR_CALL_ISA(name, T, __VA_ARGS__);                                                      \
+    if (::jair::active_isa() == ::jair::Isa::portable) {                                      \
+      ::jair::portable::name<T>(__VA_ARGS__);                                                 \
+    } else if (::jair::active_isa() == ::jair::Isa::avx2) {                                   \
+      ::jair::avx2::name<T>(__VA_ARGS__);                                                     \
+    } else {                                                                                  \
+      ::jair::avx512::name<T>(__VA_ARGS__);                                                   \
+    }                                                                                         \
   } while (false)
 #else
 #define JAIR_CALL_ISA(name, T, ...) ::jair::portable::name<T>(__VA_ARGS__)
-#define JAIR_CALL_TILES JAIR_CALL_ISA
 #endif

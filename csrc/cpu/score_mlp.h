@@ -10,14 +10,6 @@
 namespace jair {
 namespace JAIR_ISA {
 
-#if defined(JAIR_AMX)
-template <typename T>
-using Engine = AmxEngine;
-#else
-template <typename T>
-using Engine = VectorEngine<T>;
-#endif
-
 // Calls f with a pointer of the parameter's own type to its element `offset`. float64 comes only beside float64.
 template <typename C, typename F>
 inline void with_parameter(const Parameter& p, int64_t offset, F f) {

@@ -16,7 +16,7 @@
 namespace jair {
 namespace {
 
-constexpr int64_t kGrain = 16;
+constexpr int64_t kGrain = 32;
 
 struct Inputs {
   Tensor x, scores;

@@ -1,59 +1,72 @@
 // fused_token_pool, forward and backward. Included once per instruction set.
-#include "cpu/vec.h"
-#include "cpu/gemm.h"
-#include "cpu/pool.h"
+#include "cpu/engine.h"
 
 namespace jair {
 namespace JAIR_ISA {
 
-// A block of tokens in the compute type.
-constexpr int64_t kPoolBlock = 64;
-
 template <typename T>
 class TokenPool {
+  using E = Engine<T>;
   using C = compute_t<T>;
+  using Layout = typename E::Layout;
 
  public:
-  explicit TokenPool(const TokenPoolParams& p)
+  using State = PoolState<C, Layout>;
+
+  TokenPool(const TokenPoolParams& p, bool backward)
       : p_(p),
-        kp_(padded<C>(p.outputs)),
-        dp_(padded<C>(p.width)),
-        rows_(frame_.take<C>(kPoolBlock * dp_)),
-        weights_(frame_.take<C>(kPoolBlock * kp_)),
-        pack_(frame_.take<C>(kPackDepth * kPackWidth<C>)) {}
+        k_(p.outputs),
+        kp_(E::pad_count(k_)),
+        dp_(E::pad_width(p.width)),
+        engine_(frame_),
+        block_(E::block_rows(p.width)),
+        rows_(engine_.make_rows(frame_, p.width, block_)),
+        row_(frame_.take<C>(dp_)) {
+    if (!backward) {
+      state_ = frame_.take<C>(State::size(k_, dp_)), weights_ = frame_.take<C>(block_ * kp_);
+      return;
+    }
+    dy_ = frame_.take<C>(k_ * dp_), weights_ = frame_.take<C>(E::kStrip * kp_);
+    columns_ = engine_.make_columns(frame_, p.width, k_), spread_ = engine_.make_spread(frame_, p.width, k_);
+  }
 
   void forward(const Segment& s) {
-    const int64_t size = PoolState<C>::size(p_.outputs, dp_);
-    C* memory = s.partial < 0 ? frame_.take<C>(size) : static_cast<C*>(p_.partials) + s.partial * size;
-    PoolState<C> state(memory, p_.outputs);
-    state.clear(p_.outputs, dp_);
-    for (int64_t n = s.begin; n < s.end; n += kPoolBlock) {
-      const int64_t rows = std::min(kPoolBlock, s.end - n);
-      const C* x = load_block(s.image, n, rows);
-      if (p_.sigmoid) {
-        sigmoid_weights(weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs);
-      } else {
-        softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, p_.outputs, dp_);
+    const int64_t size = State::size(k_, dp_);
+    State state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * size, k_);
+    state.clear(k_, dp_);
+    for (int64_t n = s.begin; n < s.end; n += block_) {
+      const int64_t rows = std::min(block_, s.end - n);
+      for (int64_t i = 0; i < rows; i += E::kStrip) {
+        const int64_t count = std::min(E::kStrip, rows - i);
+        load_rows(s.image, n + i, i, count);
+        load_scores(s.image, n + i, count, weights_ + i * kp_);
       }
-      gemm<C>(p_.outputs, dp_, rows, {weights_, 1, kp_}, x, ldx_, state.acc, dp_, true,
-              p_.outputs > 12 ? pack_ : nullptr);
+      if (p_.sigmoid) {
+        sigmoid_weights(weights_, rows, keep(s.image, n), p_.mask_token, k_);
+      } else {
+        softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, k_, dp_);
+      }
+      engine_.gather(rows_, rows, weights_, kp_, k_, state.acc);
     }
     if (s.partial < 0) finish(s.image, state);
   }
 
-  void finish(int64_t image, PoolState<C>& state) {
-    T* y = static_cast<T*>(p_.y) + image * p_.outputs * p_.width;
+  void finish(int64_t image, State& state) {
     const C factor = p_.mean ? C(1) / kept(image) : C(1);
     if (p_.sigmoid) {
-      for (int64_t i = 0; i < p_.outputs * dp_; i += kLanes<C>) store(state.acc + i, load(state.acc + i) * factor);
+      for (int64_t k = 0; k < k_; ++k) Layout::scale(state.acc, dp_, k, factor);
     } else {
-      finish_softmax(state, static_cast<C*>(p_.lse) + image * p_.outputs, p_.outputs, dp_, factor);
+      finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, factor);
     }
-    for (int64_t k = 0; k < p_.outputs; ++k) convert_row_back(state.acc + k * dp_, y + k * p_.width, p_.width);
+    T* y = static_cast<T*>(p_.y) + image * k_ * p_.width;
+    for (int64_t k = 0; k < k_; ++k) {
+      Layout::read(state.acc, dp_, k, 0, dp_, row_);
+      convert_row_back(row_, y + k * p_.width, p_.width);
+    }
   }
 
-  // dP = x dY^T;  softmax: dS = P (dP - delta), delta = sum_n P dP / sum_n P;  sigmoid: dS = dP P (1 - P);  dx = P dY.
-  // delta is summed from the very P and dP that it is subtracted from, see TokenLearner.
+  // dP = x dY^T;  softmax: dS = P (dP - delta), delta = sum_n P dP / sum_n P;  sigmoid: dS = dP P (1 - P);  dx = P dY;
+  // all but P divided by the number of kept tokens for a mean. delta is summed as in TokenLearner.
   void backward(const Segment& s) {
     Scratch::Frame frame;
     const int64_t tokens = s.end - s.begin;
@@ -63,32 +76,40 @@ class TokenPool {
   }
 
   // First pass: P, dP, dx and this segment's part of delta.
-  void backward_weights(const Segment& s, Kept<C>& kept) {
+  void backward_weights(const Segment& s, Kept<C>& kept_rows) {
     load_dy(s.image);
-    zero(kept.delta, 2 * kp_);
-    for (int64_t n = s.begin; n < s.end; n += kPoolBlock) {
-      const int64_t rows = std::min(kPoolBlock, s.end - n), at = (n - s.begin) * kp_;
-      const C* x = load_block(s.image, n, rows);
-      C *p = kept.p + at, *dp = kept.dp + at;
-      gemm<C>(rows, kp_, p_.width, {x, ldx_, 1}, dyt_, kp_, dp, kp_, false, nullptr);
-      weights_from_lse(s.image, n, rows, p);
-      kept.add(p, dp, rows, kp_);
-      store_dx(s.image, n, rows, p);
+    zero(kept_rows.delta, 2 * kp_);
+    const C factor = p_.mean ? C(1) / kept(s.image) : C(1);
+    for (int64_t n = s.begin; n < s.end; n += E::kStrip) {
+      const int64_t count = std::min(E::kStrip, s.end - n);
+      C *p = kept_rows.p + (n - s.begin) * kp_, *dp = kept_rows.dp + (n - s.begin) * kp_;
+      load_rows(s.image, n, 0, count);
+      load_scores(s.image, n, count, p);
+      weights_from_lse(s.image, n, count, p);
+      engine_.times(rows_, 0, count, columns_, dp);
+      for (int64_t i = 0; i < count * kp_; i += kLanes<C>) {
+        store(dp + i, load(dp + i) * factor);
+        store(weights_ + i, load(p + i) * factor);
+      }
+      kept_rows.add(p, dp, count, kp_);
+      T* dx = static_cast<T*>(p_.dx) + (s.image * p_.tokens + n) * p_.width;
+      engine_.spread(0, count, p_.width, {weights_, kp_, &spread_}, {nullptr, 0, nullptr}, {nullptr, nullptr, nullptr},
+                     dx, p_.width);
     }
   }
 
   // Second pass, with the whole image's delta.
-  void backward_scores(const Segment& s, const Kept<C>& kept) {
-    T* dscores = static_cast<T*>(p_.dscores) + (s.image * p_.tokens + s.begin) * p_.outputs;
+  void backward_scores(const Segment& s, const Kept<C>& kept_rows) {
+    T* dscores = static_cast<T*>(p_.dscores) + (s.image * p_.tokens + s.begin) * k_;
     Scratch::Frame frame;
     C* delta = frame.take<C>(kp_);
-    for (int64_t k = 0; k < kp_; k += kLanes<C>) store(delta + k, kept.mean(k));
+    for (int64_t k = 0; k < kp_; k += kLanes<C>) store(delta + k, kept_rows.mean(k));
     for (int64_t n = 0; n < s.end - s.begin; ++n) {
       for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-        const Vec<C> p = load(kept.p + n * kp_ + k), dp = load(kept.dp + n * kp_ + k);
-        store(kept.dp + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(delta + k)));
+        const Vec<C> p = load(kept_rows.p + n * kp_ + k), dp = load(kept_rows.dp + n * kp_ + k);
+        store(kept_rows.dp + n * kp_ + k, p_.sigmoid ? dp * p * (C(1) - p) : p * (dp - load(delta + k)));
       }
-      convert_row_back(kept.dp + n * kp_, dscores + n * p_.outputs, p_.outputs);
+      convert_row_back(kept_rows.dp + n * kp_, dscores + n * k_, k_);
     }
   }
 
@@ -103,97 +124,94 @@ class TokenPool {
     return static_cast<C>(std::max<int64_t>(1, count));
   }
 
-  // Tokens and scores in the compute type, those of masked tokens 0; x stays in place where it already fits.
-  const C* load_block(int64_t image, int64_t token, int64_t rows) {
+  void load_rows(int64_t image, int64_t token, int64_t first, int64_t count) {
     const T* x = static_cast<const T*>(p_.x) + image * p_.x_image + token * p_.x_token;
+    engine_.load_rows(rows_, first, count, p_.width, {x, p_.x_token, keep(image, token), p_.mask_token}, nullptr);
+  }
+
+  // Scores in the compute type, those of masked tokens 0.
+  void load_scores(int64_t image, int64_t token, int64_t count, C* out) const {
     const T* scores = static_cast<const T*>(p_.scores) + image * p_.scores_image + token * p_.scores_token;
     const uint8_t* mask = keep(image, token);
-    const bool in_place = std::is_same<T, C>::value && !mask && p_.width % kLanes<C> == 0;
-    for (int64_t n = 0; n < rows; ++n) {
-      const bool kept = !mask || mask[n * p_.mask_token];
-      if (!kept) {
-        zero(rows_ + n * dp_, dp_);
-        zero(weights_ + n * kp_, kp_);
-        continue;
+    for (int64_t n = 0; n < count; ++n) {
+      if (mask && !mask[n * p_.mask_token]) {
+        zero(out + n * kp_, kp_);
+      } else {
+        convert_row(scores + n * p_.scores_token, out + n * kp_, k_);
       }
-      convert_row(scores + n * p_.scores_token, weights_ + n * kp_, p_.outputs);
-      if (!in_place) convert_row(x + n * p_.x_token, rows_ + n * dp_, p_.width);
     }
-    ldx_ = in_place ? p_.x_token : dp_;
-    return in_place ? reinterpret_cast<const C*>(x) : rows_;
   }
 
   void load_dy(int64_t image) {
-    if (!dy_)
-      dy_ = frame_.take<C>(p_.outputs * dp_), dyt_ = frame_.take<C>(dp_ * kp_), out_ = frame_.take<C>(kPoolBlock * dp_);
-    const T* dy = static_cast<const T*>(p_.dy) + image * p_.outputs * p_.width;
-    const C factor = p_.mean ? C(1) / kept(image) : C(1);
-    for (int64_t k = 0; k < p_.outputs; ++k) {
+    const T* dy = static_cast<const T*>(p_.dy) + image * k_ * p_.width;
+    for (int64_t k = 0; k < k_; ++k) {
       C* row = dy_ + k * dp_;
+      zero(row + padded<C>(p_.width), dp_ - padded<C>(p_.width));
       convert_row(dy + k * p_.width, row, p_.width);
-      for (int64_t d = 0; d < dp_; d += kLanes<C>) store(row + d, load(row + d) * factor);
     }
-    zero(dyt_, dp_ * kp_);
-    transpose(dy_, dp_, p_.outputs, dp_, dyt_, kp_);
+    E::set_columns(columns_, dy_, k_);
+    E::set_spread(spread_, dy_);
   }
 
-  // Scores, as load_block left them, become weights.
-  void weights_from_lse(int64_t image, int64_t token, int64_t rows, C* out) {
+  // Scores become weights.
+  void weights_from_lse(int64_t image, int64_t token, int64_t count, C* p) {
     const uint8_t* mask = keep(image, token);
-    std::memcpy(out, weights_, rows * kp_ * sizeof(C));
-    if (p_.sigmoid) return sigmoid_weights(out, rows, mask, p_.mask_token, p_.outputs);
-    const C* lse = static_cast<const C*>(p_.lse) + image * p_.outputs;
+    if (p_.sigmoid) return sigmoid_weights(p, count, mask, p_.mask_token, k_);
+    const C* lse = static_cast<const C*>(p_.lse) + image * k_;
     for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-      const Vec<C> shift = load_part(lse + k, std::min<int64_t>(kLanes<C>, p_.outputs - k));
-      for (int64_t n = 0; n < rows; ++n) {
+      const Vec<C> shift = load_part(lse + k, std::min<int64_t>(kLanes<C>, k_ - k));
+      for (int64_t n = 0; n < count; ++n) {
         const bool kept = !mask || mask[n * p_.mask_token];
-        store(out + n * kp_ + k, kept ? exp(load(out + n * kp_ + k) - shift) : Vec<C>{});
+        store(p + n * kp_ + k, kept ? exp(load(p + n * kp_ + k) - shift) : Vec<C>{});
       }
     }
-  }
-
-  void store_dx(int64_t image, int64_t token, int64_t rows, const C* weights) {
-    gemm<C>(rows, dp_, p_.outputs, {weights, kp_, 1}, dy_, dp_, out_, dp_, false, nullptr);
-    T* dx = static_cast<T*>(p_.dx) + (image * p_.tokens + token) * p_.width;
-    for (int64_t n = 0; n < rows; ++n) convert_row_back(out_ + n * dp_, dx + n * p_.width, p_.width);
   }
 
   const TokenPoolParams& p_;
   Scratch::Frame frame_;
-  int64_t kp_, dp_, ldx_ = 0;
-  C *rows_, *weights_, *pack_;
-  C *dy_ = nullptr, *dyt_ = nullptr, *out_ = nullptr;
+  const int64_t k_, kp_, dp_;
+  E engine_;
+  const int64_t block_;
+  typename E::Rows rows_;
+  C *row_, *weights_, *state_ = nullptr, *dy_ = nullptr;
+  typename E::Columns columns_;
+  typename E::Spread spread_;
 };
 
 template <typename T>
 void token_pool_forward(TokenPoolParams p) {
   using C = compute_t<T>;
-  const int64_t dp = padded<C>(p.width), size = PoolState<C>::size(p.outputs, dp);
+  using E = Engine<T>;
+  using State = typename TokenPool<T>::State;
+  const int64_t dp = E::pad_width(p.width), size = State::size(p.outputs, dp);
   Scratch::Frame frame;
   C* partials = frame.take<C>(p.plan->partials() * size);
   p.partials = partials;
   parallel(p.plan->threads(), [&](int64_t thread) {
-    for (const Segment& s : p.plan->of(thread)) TokenPool<T>(p).forward(s);
+    TokenPool<T> kernel(p, false);
+    for (const Segment& s : p.plan->of(thread)) kernel.forward(s);
   });
-  merge_partials<RowLayout<C>>(*p.plan, partials, size, p.outputs, dp,
-                               [&](int64_t image, PoolState<C>& state) { TokenPool<T>(p).finish(image, state); });
+  merge_partials<typename E::Layout>(*p.plan, partials, size, p.outputs, dp,
+                                     [&](int64_t image, State& state) { TokenPool<T>(p, false).finish(image, state); });
 }
 
 template <typename T>
 void token_pool_backward(TokenPoolParams p) {
   using C = compute_t<T>;
+  const int64_t kp = Engine<T>::pad_count(p.outputs);
   Scratch::Frame frame;
-  std::vector<Kept<C>> kept = keep_split<C>(*p.plan, frame, 0, padded<C>(p.outputs));
+  std::vector<Kept<C>> kept = keep_split<C>(*p.plan, frame, 0, kp);
   parallel(p.plan->threads(), [&](int64_t thread) {
+    TokenPool<T> kernel(p, true);
     for (const Segment& s : p.plan->of(thread)) {
-      TokenPool<T> kernel(p);
       s.partial < 0 ? kernel.backward(s) : kernel.backward_weights(s, kept[s.partial]);
     }
   });
   if (kept.empty()) return;
   const std::vector<Segment> split = p.plan->split();
-  join_deltas(split, kept, padded<C>(p.outputs));
-  parallel(static_cast<int64_t>(split.size()), [&](int64_t i) { TokenPool<T>(p).backward_scores(split[i], kept[i]); });
+  join_deltas(split, kept, kp);
+  parallel(static_cast<int64_t>(split.size()),
+           [&](int64_t i) { TokenPool<T>(p, true).backward_scores(split[i], kept[i]); });
 }
 
 }  // namespace JAIR_ISA

@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor tokens, Tensor w1, OptionalT
   p.tokens = dense_tokens.data_ptr(), p.y = y.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    JAIR_CALL_TILES(tokenfuser_forward, T, p);
+    JAIR_CALL_ISA(tokenfuser_forward, T, p);
   });
   return {y, stats};
 }
@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   p.dx = dx.data_ptr(), p.dtokens = dtokens.data_ptr();
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    JAIR_CALL_TILES(tokenfuser_backward, T, p);
+    JAIR_CALL_ISA(tokenfuser_backward, T, p);
   });
   return {dx, dtokens, grads.w1, grads.b1, grads.w2, grads.b2, grads.norm_weight, grads.norm_bias};
 }

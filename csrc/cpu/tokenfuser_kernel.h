@@ -1,13 +1,5 @@
 // fused_tokenfuser, forward and backward. Included once per instruction set.
-#include "cpu/vec.h"
-#include "cpu/gemm.h"
-#include "cpu/pool.h"
-#include "cpu/vector_engine.h"
-#if defined(JAIR_AMX)
-#include "cpu/amx.h"
-#include "cpu/amx_rows.h"
-#include "cpu/amx_engine.h"
-#endif
+#include "cpu/engine.h"
 #include "cpu/score_mlp.h"
 #include "cpu/gradient_sums.h"
 

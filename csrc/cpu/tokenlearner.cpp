@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, OptionalTensor b
   p.y = y.data_ptr(), p.lse = lse.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    JAIR_CALL_TILES(tokenlearner_forward, T, p);
+    JAIR_CALL_ISA(tokenlearner_forward, T, p);
   });
   return {y, lse, stats};
 }
@@ -56,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   p.mlp.stats = dense_stats.data_ptr(), p.dx = dx.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    JAIR_CALL_TILES(tokenlearner_backward, T, p);
+    JAIR_CALL_ISA(tokenlearner_backward, T, p);
   });
   return {dx, grads.w1, grads.b1, grads.w2, grads.b2, grads.norm_weight, grads.norm_bias};
 }

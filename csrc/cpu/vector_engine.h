@@ -32,13 +32,16 @@ class VectorEngine {
 
   // --- X
 
+  // Row n at from + n * stride: a copy, or the tensor itself.
   struct Rows {
-    C *data, *shift;
+    C *copies, *shift;
     int64_t dp;
+    const C* from;
+    int64_t stride;
   };
   Rows make_rows(Scratch::Frame& frame, int64_t width, int64_t capacity) const {
     const int64_t dp = pad_width(width);
-    return {frame.take<C>(capacity * dp), frame.take<C>(capacity), dp};
+    return {frame.take<C>(capacity * dp), frame.take<C>(capacity), dp, nullptr, 0};
   }
 
   // `count` rows of x, `stride` apart, become rows first.. of the block, less a shift where statistics are given:
@@ -55,8 +58,16 @@ class VectorEngine {
     bool known;
   };
   void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
+    rows.from = rows.copies, rows.stride = rows.dp;
+    if constexpr (std::is_same<T, C>::value) {
+      if (!from.keep && !to && width == rows.dp) {  // nothing to change: the tensor's own rows
+        rows.from = from.x - first * from.stride, rows.stride = from.stride;
+        zero(rows.shift + first, count);
+        return;
+      }
+    }
     for (int64_t n = 0; n < count; ++n) {
-      C* row = rows.data + (first + n) * rows.dp;
+      C* row = rows.copies + (first + n) * rows.dp;
       rows.shift[first + n] = 0;
       if (from.keep && !from.keep[n * from.keep_stride]) {
         zero(row, rows.dp);
@@ -97,7 +108,7 @@ class VectorEngine {
   // --- The products
 
   void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out, Ahead ahead = {}) const {
-    const Operand<C> left{rows.data + first * rows.dp, rows.dp, 1};
+    const Operand<C> left{rows.from + first * rows.stride, rows.stride, 1};
     gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_, ahead);
   }
 
@@ -109,7 +120,7 @@ class VectorEngine {
   // sums[m,dp] += weights^T X in the Layout; row n of the weights at weights + n * ldw.
   void gather(const Rows& rows, int64_t count, const C* weights, int64_t ldw, int64_t m, C* sums) {
     const Operand<C> left{weights, 1, ldw};
-    gemm<C>(m, rows.dp, count, left, rows.data, rows.dp, sums, rows.dp, true, m > 12 ? pack_ : nullptr);
+    gemm<C>(m, rows.dp, count, left, rows.from, rows.stride, sums, rows.dp, true, m > 12 ? pack_ : nullptr);
   }
 
   // out[n][d] = sum of weights S over up to two pairs, less (constant[n] + linear[n] X[n][d]) where X is given.
@@ -138,7 +149,7 @@ class VectorEngine {
       for (int64_t n = 0; n < count; ++n) {
         C* row = panel + n * kPanel;
         if (less.rows) {
-          const C* x = less.rows->data + (first + n) * dp + d0;
+          const C* x = less.rows->from + (first + n) * less.rows->stride + d0;
           for (int64_t d = 0; d < columns; d += kLanes<C>) {
             store(row + d, load(row + d) - (less.constant[n] + less.linear[n] * load(x + d)));
           }

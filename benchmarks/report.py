@@ -102,13 +102,14 @@ def _ceilings(run: Run) -> list[str]:
     return _table(["ceiling", "measured"], lines, 1)
 
 
-def _machine(run: Run) -> list[str]:
+def machine_line(run: Run) -> str:
+    """Processor or GPU, versions, commit and date of a run."""
     machine = run.machine
     chip = machine.get("gpu") or f"{machine['processor']} ({machine['isa']}), {machine['threads']} threads"
     names = ("jair_kernels", "torch", "triton", "cuda", "python")
     versions = ", ".join(f"{name} {machine[name]}" for name in names if machine.get(name))
     state = " with local changes" if run.commit.get("dirty") else ""
-    return [f"{chip}. {versions}. Commit {run.commit.get('id', 'unknown')[:12]}{state}, {run.date[:10]}."]
+    return f"{chip}. {versions}. Commit {run.commit.get('id', 'unknown')[:12]}{state}, {run.date[:10]}."
 
 
 _METHOD = """\
@@ -132,7 +133,7 @@ def render(run: Run, images: list[str]) -> str:
     """The whole report as Markdown."""
     compared = [result for result in run.results if result.complete and result.ours]
     sweep = [result for result in run.results if not result.complete and result.ours]
-    parts = [[f"# {run.machine['kind']}"], _machine(run), [_METHOD]]
+    parts = [[f"# {run.machine['kind']}"], [machine_line(run)], [_METHOD]]
     if run.device == "cpu" and run.machine["isa"] != "amx":
         parts.append(["The goals are those of a CPU with AMX tiles, which this one has not."])
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[:1]]
@@ -170,6 +171,10 @@ def main(arguments: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.json, folder / "benchmarks.json")
     print(write(options.json, folder))
+    if options.commit and options.results == RESULTS:
+        from benchmarks import readme
+
+        readme.update()
     print(f"written to {folder}")
 
 

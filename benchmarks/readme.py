@@ -19,7 +19,7 @@ def section(run: Run) -> str:
     for result in results:
         if (result.case, result.dtype, result.direction) == ("16x196x768,h64,k8", "fp32", "fwdbwd"):
             ours, eager = result.ours[0].counts["saved_bytes"], result.timings["eager"].counts["saved_bytes"]
-            kept = f"{show_bytes(ours)} beside the output, eager PyTorch {show_bytes(eager)}"
+            kept = f"{show_bytes(ours)}, eager PyTorch {show_bytes(eager)}"
             lines += [f"Kept for the backward at {result.case} in fp32, beside x and parameters: {kept}.", ""]
     lines.append(
         f"All rows, those that lose too: [benchmarks/results/{kind}](benchmarks/results/{kind}/README.md)."

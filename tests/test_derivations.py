@@ -128,6 +128,15 @@ def test_delta_from_the_tile_is_exact_for_one_token() -> None:
     assert (dp - in_another_order).abs().max() > 0
 
 
+def test_delta_as_a_mean_does_not_see_the_rounding_of_lse(t: SimpleNamespace) -> None:
+    """exp(s - lse') with a rounded lse' is p times one factor for all tokens, which the quotient cancels."""
+    dp = t.x @ t.dy.T
+    off = t.p * torch.exp(1e-3 * randn(K))
+    delta = (off * dp).sum(0) / off.sum(0)
+    assert_close(delta, (t.p * dp).sum(0))
+    assert ((off * dp).sum(0) - delta).abs().min() > 1e-6
+
+
 def test_hidden_gradients(t: SimpleNamespace) -> None:
     ds = t.want["s"]
     dh = (ds @ t.w2) * t.slope

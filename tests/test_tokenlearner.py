@@ -29,6 +29,12 @@ def test_many_tokens(dtype):
     assert_accurate(Case(OP, 1, 50176, 32, 4, h=16).sample(dtype), "cpu")
 
 
+def test_a_softmax_has_no_gradient_for_b2(target_dtype):
+    gradient = run(Case(OP, 2, 33, 48, 5).sample(target_dtype), "cpu")["db2"]
+    assert gradient.shape == (5,)
+    assert not gradient.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("largest", [255, 1])
 def test_photographs(largest, dtype):

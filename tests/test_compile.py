@@ -13,6 +13,7 @@ import torch
 from op_samples import MASKED, OPS, Call, close, sample
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
+from torch.torch_version import TorchVersion
 
 import jair_kernels as jk
 from jair_kernels import _library
@@ -232,6 +233,10 @@ def test_a_bad_argument_is_refused_in_compiled_code_too() -> None:
         compiled({**call.tensors, "scores": torch.zeros(2, 8, 3)})
 
 
+# Older releases stop in Dynamo, with an error of its own, before our code can say why.
+TRACES_TRANSFORMS = torch.__version__ >= TorchVersion("2.13")
+
+
 def derivatives(op: str) -> dict[str, Any]:
     """Functions of x that torch.func or forward mode differentiate."""
     call = sample(op)
@@ -253,12 +258,16 @@ def test_derivatives_that_dynamo_would_lose_are_refused(op: str, kind: str) -> N
     x = sample(op).tensors["x"]
     compiled = torch.compile(derivatives(op)[kind], fullgraph=True, backend="aot_eager")
     message = f"{op}: expected torch.func and forward mode outside of torch.compile, got one within"
+    message = message if TRACES_TRANSFORMS else "not a constant"
     with forward_ad.dual_level() if kind == "dual" else nullcontext():
         x = forward_ad.make_dual(x, x) if kind == "dual" else x
         with pytest.raises(Exception, match=message):  # Dynamo wraps the NotImplementedError in its own type
             compiled(x)
 
 
+@pytest.mark.skipif(
+    not TRACES_TRANSFORMS, reason=f"Dynamo of torch {torch.__version__} fails on torch.func here"
+)
 @pytest.mark.parametrize("op", OPS)
 def test_where_graph_breaks_are_allowed_transforms_run_eagerly(op: str) -> None:
     function, x = derivatives(op)["grad"], sample(op).tensors["x"]

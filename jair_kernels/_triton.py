@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -50,9 +51,10 @@ def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> A
     """Define jair_kernels::<op>_<direction>_triton, computed by `direction` of jair_kernels.<op>.triton.
 
     A triton_op, which torch.compile inlines and AOTInductor packages. The interpreter cannot be traced, so
-    there the op is opaque.
+    there the op is opaque; without triton it is too, since torch would warn of what it does not find.
     """
-    make: Any = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+    opaque = INTERPRETED or importlib.util.find_spec("triton") is None
+    make: Any = torch.library.custom_op if opaque else torch.library.triton_op
     body = _Lazy(f"jair_kernels.{op}.triton", direction, fake, outputs)
     definition = make(f"jair_kernels::{op}_{direction}_triton", body, mutates_args=())
     definition.register_fake(fake)

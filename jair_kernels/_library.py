@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import torch
 
 PATH = Path(__file__).with_name("_C.so")
+_ISAS = ("portable", "avx2", "avx512", "amx")
 
 
 def _load() -> str | None:
+    wish = os.environ.get("JAIR_KERNELS_CPU_ISA")
+    if wish is not None and wish not in _ISAS:  # the library takes the widest then
+        expected = ", ".join(_ISAS)
+        warnings.warn(f"JAIR_KERNELS_CPU_ISA: expected one of {expected}, got {wish!r}", stacklevel=2)
     if not PATH.exists():
         return (
             f"the compiled library {PATH.name} is missing: install the wheel, or build it (pip install -e .)"

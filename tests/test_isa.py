@@ -37,3 +37,11 @@ def test_choice_at_run_time():
             assert ops.set_cpu_isa(i) == ops.cpu_isa() == min(i, ops.cpu_isa_best())
     finally:
         ops.set_cpu_isa(before)
+
+
+def test_an_unknown_wish_is_not_ignored_in_silence():
+    environment = {**os.environ, "JAIR_KERNELS_CPU_ISA": "avx1024"}
+    command = [sys.executable, "-c", "import jair_kernels; print(jair_kernels.available_backends())"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "JAIR_KERNELS_CPU_ISA: expected one of portable, avx2, avx512, amx, got 'avx1024'" in done.stderr
+    assert "cpu" in done.stdout

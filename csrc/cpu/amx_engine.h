@@ -41,17 +41,8 @@ class AmxEngine {
             frame.take<float>(capacity), dp};
   }
 
-  struct Source {
-    const bf16* x;
-    int64_t stride;
-    const uint8_t* keep;
-    int64_t keep_stride;
-  };
-  struct Statistics {
-    float *mean, *rstd;
-    float eps;
-    bool known;
-  };
+  using Source = RowSource<bf16>;
+  using Statistics = RowStatistics<float>;
   void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
     for (int64_t n = 0; n < count; n += kStrip) {
       const int64_t some = std::min(kStrip, count - n);
@@ -162,15 +153,8 @@ class AmxEngine {
     }
   }
 
-  struct Term {
-    const float* weights;
-    int64_t ldw;
-    const Spread* s;
-  };
-  struct Correction {
-    const Rows* rows;
-    const float *constant, *linear;
-  };
+  using Term = SpreadTerm<float, Spread>;
+  using Correction = RowCorrection<float, Rows>;
   void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, bf16* out,
               int64_t ldo) const {
     const int64_t depth_a = a.s->depth / 32, depth_b = b.s ? b.s->depth / 32 : 0, row = (depth_a + depth_b) * kTile;

@@ -58,14 +58,14 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
 std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, Tensor y, Tensor lse,
                                     bool sigmoid, bool mean) {
   const Inputs in{with_dense_rows(x), with_dense_rows(scores), mask};
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense_y = torch::stable::contiguous(y);
+  const Tensor dense_dy = torch::stable::contiguous(dy), dense_lse = torch::stable::contiguous(lse);
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, x.scalar_type(), "dy");
   Tensor dx = empty(x, {p.batch, p.tokens, p.width}, x.scalar_type());
   Tensor dscores = empty(x, {p.batch, p.tokens, p.outputs}, x.scalar_type());
-  p.dy = dense_dy.data_ptr(), p.y = dense_y.data_ptr(), p.lse = lse.data_ptr();
+  p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
   p.dx = dx.data_ptr(), p.dscores = dscores.data_ptr();
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);

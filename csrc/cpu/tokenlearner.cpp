@@ -47,12 +47,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   check_shape(dy, {b, k, d}, "dy");
   check_dtype(dy, x.scalar_type(), "dy");
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense_y = torch::stable::contiguous(y);
+  const Tensor dense_dy = torch::stable::contiguous(dy);
   const Tensor dense_lse = torch::stable::contiguous(lse), dense_stats = torch::stable::contiguous(stats);
   Tensor dx = empty(x, {b, n, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);
-  p.dy = dense_dy.data_ptr(), p.y = dense_y.data_ptr(), p.lse = dense_lse.data_ptr();
+  p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
   p.mlp.stats = dense_stats.data_ptr(), p.dx = dx.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);

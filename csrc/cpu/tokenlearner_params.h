@@ -12,7 +12,6 @@ struct TokenLearnerParams {
   const void* dy;  // [B,K,D]
   void* dx;        // [B,N,D]
   void* partials;  // forward: a pooling state for each partial segment of the plan
-  void* sums;      // backward: parameter sums of each thread
   const void* weights;
   const Plan* plan;
 };

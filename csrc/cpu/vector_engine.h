@@ -9,6 +9,38 @@
 namespace jair {
 namespace JAIR_ISA {
 
+// Rows of a tensor, `stride` elements apart; keep null: none is masked.
+template <typename T>
+struct RowSource {
+  const T* x;
+  int64_t stride;
+  const uint8_t* keep;
+  int64_t keep_stride;
+};
+
+// Mean and 1/std of each row: computed and written here, or read where they are known.
+template <typename C>
+struct RowStatistics {
+  C *mean, *rstd;
+  C eps;
+  bool known;
+};
+
+// weights S of spread(); s null: nothing.
+template <typename C, typename S>
+struct SpreadTerm {
+  const C* weights;
+  int64_t ldw;
+  const S* s;
+};
+
+// What spread() subtracts from row n: constant[n] + linear[n] X[n]; rows null: nothing.
+template <typename C, typename R>
+struct RowCorrection {
+  const R* rows;
+  const C *constant, *linear;
+};
+
 template <typename T>
 class VectorEngine {
  public:
@@ -46,17 +78,8 @@ class VectorEngine {
 
   // `count` rows of x, `stride` apart, become rows first.. of the block, less a shift where statistics are given:
   // computed and written there, or read. A masked row is 0, with statistics 0.
-  struct Source {
-    const T* x;
-    int64_t stride;
-    const uint8_t* keep;
-    int64_t keep_stride;
-  };
-  struct Statistics {
-    C *mean, *rstd;
-    C eps;
-    bool known;
-  };
+  using Source = RowSource<T>;
+  using Statistics = RowStatistics<C>;
   void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
     rows.from = rows.copies, rows.stride = rows.dp;
     if constexpr (std::is_same<T, C>::value) {
@@ -124,15 +147,8 @@ class VectorEngine {
   }
 
   // out[n][d] = sum of weights S over up to two pairs, less (constant[n] + linear[n] X[n][d]) where X is given.
-  struct Term {
-    const C* weights;
-    int64_t ldw;
-    const Spread* s;
-  };
-  struct Correction {
-    const Rows* rows;
-    const C *constant, *linear;
-  };
+  using Term = SpreadTerm<C, Spread>;
+  using Correction = RowCorrection<C, Rows>;
   void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, T* out, int64_t ldo) const {
     const int64_t dp = pad_width(width);
     constexpr int64_t kPanel = kPackWidth<C>;

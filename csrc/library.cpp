@@ -28,6 +28,36 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " -> (Tensor dx, Tensor dtokens, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 
+  // Token-major: q [B,L,h,d], k and v [B,N,h_kv,d]. The backward returns dk and dv in one tensor [B,N,2,h_kv,d]; with
+  // `packed` (self-attention) all three in the first, [B,N,3,h,d].
+  m.def(
+      "cross_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, float scale)"
+      " -> (Tensor o, Tensor lse)");
+  m.def(
+      "cross_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, Tensor o,"
+      " Tensor lse, float scale, bool packed) -> (Tensor dq, Tensor dkv)");
+
+  // Pooling with scores x queries^T, over LN(x) without scale and shift if `norm`: absorbed latent resampling.
+  m.def(
+      "query_pool_forward(Tensor x, Tensor queries, Tensor? mask, bool norm, float eps)"
+      " -> (Tensor y, Tensor lse, Tensor stats)");
+  m.def(
+      "query_pool_backward(Tensor dy, Tensor x, Tensor queries, Tensor? mask, Tensor y, Tensor lse, Tensor stats,"
+      " bool norm) -> (Tensor dx, Tensor dqueries)");
+
+  // What surrounds the matrix products of a layer, over rows [R,D]:
+  //   z = base + tanh(gate) (update + update_bias), base = x or LN(x; x_stats), then y = LN(z) if `norm`.
+  m.def(
+      "add_norm_forward(Tensor x, Tensor? x_stats, Tensor? x_weight, Tensor? x_bias, Tensor? update,"
+      " Tensor? update_bias, Tensor? gate, bool norm, Tensor? weight, Tensor? bias, float eps)"
+      " -> (Tensor z, Tensor y, Tensor stats)");
+  m.def(
+      "add_norm_backward(Tensor dy, Tensor? dz, Tensor z, Tensor stats, Tensor? weight, Tensor? bias)"
+      " -> (Tensor dx, Tensor dweight, Tensor dbias)");
+  m.def("bias_gelu_forward(Tensor h, Tensor? bias, bool tanh) -> Tensor g");
+  m.def(
+      "bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
+
   // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 amx (csrc/cpu/isa.h).
   m.def("cpu_isa_best() -> int");
   m.def("cpu_isa() -> int");

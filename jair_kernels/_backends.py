@@ -65,6 +65,7 @@ _TRAITS = {
     "cuda": _Traits(("cuda", "meta"), FLOATS, _why_no_cuda()),
 }
 _KERNELS: dict[str, dict[str, Kernel]] = {}
+_BLOCKS: dict[str, dict[str, Kernel]] = {}
 
 
 class _Forced(threading.local):
@@ -82,6 +83,21 @@ _forced = _Forced()
 def register(op: str, **kernels: Kernel) -> None:
     """Announce the backends of an op beside "reference", which every op has."""
     _KERNELS[op] = kernels
+
+
+def register_block(name: str, **kernels: Kernel) -> None:
+    """Announce the backends of a building block: what ops are composed of, without a public function."""
+    _BLOCKS[name] = kernels
+
+
+def block(name: str, backend: str) -> Kernel:
+    """A building block on the backend that `select` has chosen for the op composed of it."""
+    return _BLOCKS[name][backend]
+
+
+def has_block(name: str, backend: str) -> bool:
+    """Whether a building block has a kernel for this backend; a library of an older version may lack it."""
+    return backend in _BLOCKS[name]
 
 
 def operators() -> tuple[str, ...]:

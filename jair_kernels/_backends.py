@@ -22,13 +22,17 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
+def _always(*inputs: object) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One op on one backend: what runs, and a further limit on its inputs (None = they fit)."""
 
     forward: Callable[..., tuple[torch.Tensor, ...]]
     backward: Callable[..., tuple[torch.Tensor, ...]]
-    unfit: Callable[..., str | None] = lambda *inputs: None
+    unfit: Callable[..., str | None] = _always
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ _TRAITS = {
     "triton": _Traits(("cuda", "meta", "cpu") if INTERPRETED else ("cuda", "meta"), FLOATS, _why_no_triton()),
     "cuda": _Traits(("cuda", "meta"), FLOATS, _why_no_cuda()),
 }
+_FITS: dict[str, dict[str, Callable[..., str | None]]] = {}  # by public function and backend
 _KERNELS: dict[str, dict[str, Kernel]] = {}
 _BLOCKS: dict[str, dict[str, Kernel]] = {}
 
@@ -83,6 +88,7 @@ _forced = _Forced()
 def register(op: str, **kernels: Kernel) -> None:
     """Announce the backends of an op beside "reference", which every op has."""
     _KERNELS[op] = kernels
+    _FITS[op] = {name: kernel.unfit for name, kernel in kernels.items()}
 
 
 def register_block(name: str, **kernels: Kernel) -> None:
@@ -95,14 +101,14 @@ def block(name: str, backend: str) -> Kernel:
     return _BLOCKS[name][backend]
 
 
-def has_block(name: str, backend: str) -> bool:
-    """Whether a building block has a kernel for this backend; a library of an older version may lack it."""
-    return backend in _BLOCKS[name]
+def register_composed(op: str, *blocks: str) -> None:
+    """Announce an op that runs wherever all the building blocks do that it is composed of."""
+    _FITS[op] = {name: _always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
 
 
 def operators() -> tuple[str, ...]:
     """Names of the public functions."""
-    return tuple(_KERNELS)
+    return tuple(_FITS)
 
 
 def dtypes(backend: str) -> tuple[torch.dtype, ...]:
@@ -136,8 +142,8 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
     Raises:
         ValueError: op or backend is unknown.
     """
-    if op not in _KERNELS:
-        raise ValueError(f"op: expected one of {', '.join(_KERNELS)}, got {op!r}")
+    if op not in _FITS:
+        raise ValueError(f"op: expected one of {', '.join(_FITS)}, got {op!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "reference":
@@ -145,7 +151,7 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
     traits = _TRAITS[backend]
     if traits.unavailable is not None:
         return traits.unavailable
-    if backend not in _KERNELS[op]:
+    if backend not in _FITS[op]:
         return f"{op} has no {backend} kernel"
     if not inputs or not isinstance(inputs[0], torch.Tensor):
         return None
@@ -154,7 +160,7 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
         return f"it takes tensors on {' or '.join(traits.devices)}, got {main.device.type}"
     if main.dtype not in traits.dtypes:
         return f"it takes {', '.join(str(d)[6:] for d in traits.dtypes)}, got {str(main.dtype)[6:]}"
-    return _KERNELS[op][backend].unfit(*inputs)
+    return _FITS[op][backend](*inputs)
 
 
 def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:

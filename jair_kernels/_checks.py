@@ -8,6 +8,7 @@ import torch
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _AUTOCAST = _FLOATS[:3]  # autocast leaves float64 alone
+MAX_HEAD_WIDTH = 256
 _NAMES = ", ".join(str(dtype)[6:] for dtype in _FLOATS)
 _AUTOCAST_NAMES = ", ".join(str(dtype)[6:] for dtype in _AUTOCAST)
 
@@ -108,6 +109,67 @@ def positive(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
+
+
+def count(name: str, value: object) -> None:
+    """An integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def key_range(name: str, value: object, sizes: Sequence[int], main: torch.Tensor) -> None:
+    """An integer tensor [B, L, 2] on the main input's device, or None."""
+    if value is None:
+        return
+    bounds = _strided(name, value, wanted="an integer tensor or None")
+    if bounds.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected dtype int32, int64, got {str(bounds.dtype)[6:]}")
+    wanted = (*sizes, 2)
+    if bounds.ndim != 3 or any(h != w for h, w in zip(bounds.shape, wanted, strict=True)):
+        raise ValueError(f"{name}: expected shape {_show('B L 2', wanted)}, got {list(bounds.shape)}")
+    if bounds.device != main.device:
+        raise ValueError(f"{name}: expected device {main.device} like the main input, got {bounds.device}")
+
+
+def head_width(name: str, width: int) -> None:
+    """What kernels of attention take."""
+    if width > MAX_HEAD_WIDTH:
+        raise ValueError(f"{name}: expected a head width d of at most {MAX_HEAD_WIDTH}, got {width}")
+
+
+def divides(name: str, count: int, total_name: str, total: int) -> None:
+    """A number of heads that splits what it is meant to split."""
+    if total % count:
+        raise ValueError(f"{name}: expected a divisor of {total_name} = {total}, got {count}")
+
+
+def norm_pair(
+    name: str, value: object, dims: str, sizes: Sequence[int | None], main: torch.Tensor, mixed: bool
+) -> None:
+    """(weight, bias or None), or None."""
+    if value is None:
+        return
+    if not isinstance(value, tuple) or len(value) != 2:
+        got = f"{len(value)} entries" if isinstance(value, tuple) else type(value).__name__
+        raise TypeError(f"{name}: expected a pair (weight, bias or None) or None, got {got}")
+    operand(f"{name}[0]", value[0], dims, sizes, main, mixed)
+    optional(f"{name}[1]", value[1], dims, sizes, main, mixed)
+
+
+def norm_fields(name: str, weight: object, bias: object, size: int, main: torch.Tensor, mixed: bool) -> None:
+    """The fields <name>_weight and <name>_bias; without a weight there is no norm, and nothing to shift."""
+    optional(f"{name}_weight", weight, "D", (size,), main, mixed)
+    optional(f"{name}_bias", bias, "D", (size,), main, mixed)
+    if weight is None and bias is not None:
+        raise ValueError(f"{name}_bias: expected None where {name}_weight is None, got a tensor")
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

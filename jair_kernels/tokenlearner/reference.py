@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from jair_kernels._plain import layer_norm, mlp
 from jair_kernels.token_pool.reference import token_pool
 
 
@@ -20,14 +20,7 @@ def score_mlp(
     approximate: str,
 ) -> torch.Tensor:
     """w2 gelu(w1 LN(x) + b1) + b2 of every token: x [B,N,D] -> scores [B,N,K]."""
-    wide = (
-        x.dtype
-    )  # autocast lets dtypes differ, but on the CPU it does not bring those of layer_norm together
-    for t in (norm_weight, norm_bias):
-        wide = wide if t is None else torch.promote_types(wide, t.dtype)
-    weight, bias = (None if t is None else t.to(wide) for t in (norm_weight, norm_bias))
-    normed = F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, eps)
-    return F.linear(F.gelu(F.linear(normed, w1, b1), approximate=approximate), w2, b2)
+    return mlp(layer_norm(x, norm_weight, norm_bias, eps), w1, b1, w2, b2, approximate)
 
 
 def tokenlearner(

@@ -1,0 +1,145 @@
+"""The building blocks of composed ops on one backend: what surrounds their matrix products, and attention.
+
+Matrix products come from PyTorch; rows are [R,D] with R = all tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import jair_kernels.add_norm
+import jair_kernels.bias_gelu
+import jair_kernels.cross_attention  # noqa: F401
+from jair_kernels._autograd import cast
+from jair_kernels._backends import block
+
+Tensor = torch.Tensor
+NEEDED = ("add_norm", "bias_gelu", "cross_attention")
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm's parameters; weight None: there is no norm."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+def norm(backend: str, x: Tensor, p: Norm) -> tuple[Tensor, Tensor]:
+    """(LN(x), statistics); without a norm (x, empty)."""
+    if p.weight is None:
+        return x, x.new_empty((0,))
+    none = (None,) * 6
+    _, y, stats = block("add_norm", backend).forward(x, *none, True, p.weight, p.bias, p.eps)
+    return y, stats
+
+
+def norm_again(backend: str, x: Tensor, stats: Tensor, p: Norm) -> Tensor:
+    """LN(x) from kept statistics."""
+    if p.weight is None:
+        return x
+    run = block("add_norm", backend).forward
+    y: Tensor = run(x, stats, p.weight, p.bias, None, None, None, False, None, None, p.eps)[0]
+    return y
+
+
+def norm_backward(
+    backend: str, dy: Tensor, residual: Tensor | None, x: Tensor, stats: Tensor, p: Norm
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(dx, dweight, dbias); dx with the gradient that arrives past the norm, the residual's, added."""
+    if p.weight is None:
+        return dy if residual is None else dy + residual, None, None
+    dx, dweight, dbias = block("add_norm", backend).backward(dy, residual, x, stats, p.weight, p.bias)
+    return dx, dweight, None if p.bias is None else dbias
+
+
+def add(
+    backend: str,
+    x: Tensor,
+    update: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    base: tuple[Tensor, Norm] | None,
+) -> Tensor:
+    """base + tanh(gate) (update + bias); base is x, or LN(x) where its (statistics, norm) are given."""
+    stats, p = (None, Norm(None, None, 1.0)) if base is None else base
+    run = block("add_norm", backend).forward
+    z: Tensor = run(x, stats, p.weight, p.bias, update, bias, gate, False, None, None, p.eps)[0]
+    return z
+
+
+def add_then_norm(
+    backend: str, x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, after: Norm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(z, LN(z), statistics) with z = x + tanh(gate) (update + bias), in one pass."""
+    if after.weight is None:
+        z = add(backend, x, update, bias, gate, None)
+        return z, z, x.new_empty((0,))
+    run = block("add_norm", backend).forward
+    z, y, stats = run(x, None, None, None, update, bias, gate, True, after.weight, after.bias, after.eps)
+    return z, y, stats
+
+
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows weight^T + bias, in the dtype of the rows."""
+    return rows @ weight.mT if bias is None else torch.addmm(cast(bias, rows.dtype), rows, weight.mT)
+
+
+def column_sum(rows: Tensor) -> Tensor:
+    """Sum over rows, accumulated and returned in float32 (float64 for float64)."""
+    return rows.sum(0, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The last product of a branch, tanh(gate) (inner weight^T + bias), as its backward needs it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    gate: Tensor | None
+
+    def backward(
+        self, dz: Tensor, inner: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients (dweight, dbias, dgate), as far as needed.
+
+        With G = dz^T inner, which dweight = tanh(gate) G needs anyway, the gate's gradient needs no branch output:
+        dgate = (1 - tanh^2) (rows of weight . G + bias sum dz). Nothing is divided by the gate, which starts at 0.
+        """
+        need_weight, need_bias, need_gate = needs
+        if self.gate is None:
+            product = dz.mT @ inner if need_weight else None
+            return product, column_sum(dz) if need_bias else None, None
+        factor = self.gate.to(dz.dtype if dz.dtype == torch.float64 else torch.float32).tanh()
+        product = dz.mT @ inner if need_weight or need_gate else None
+        total = column_sum(dz) if self.bias is not None and (need_bias or need_gate) else None
+        dgate = None
+        if need_gate and product is not None:
+            along = (self.weight.to(factor.dtype) * product.to(factor.dtype)).sum(1)
+            if total is not None and self.bias is not None:
+                along = along + self.bias.to(factor.dtype) * total
+            dgate = (1 - factor.square()) * (
+                along if factor.numel() == along.numel() else along.sum(0, keepdim=True)
+            )
+        dweight = (
+            product * factor.unsqueeze(1).to(product.dtype) if need_weight and product is not None else None
+        )
+        return dweight, None if total is None or not need_bias else factor * total, dgate
+
+    def through(self, dz: Tensor) -> Tensor:
+        """The gradient that reaches `inner`."""
+        scaled = dz if self.gate is None else dz * self.gate.tanh().to(dz.dtype)
+        return scaled @ self.weight
+
+
+def like_inputs(
+    grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], needed: Sequence[Any]
+) -> tuple[Tensor | None, ...]:
+    """Gradients in their inputs' own dtypes; None where nobody asked or the input is absent."""
+    triples = zip(grads, inputs, needed, strict=True)
+    return tuple(None if g is None or t is None or not need else cast(g, t.dtype) for g, t, need in triples)

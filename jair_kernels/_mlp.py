@@ -1,0 +1,52 @@
+"""The MLP sublayer of gated fusion and of the transformer layer: z + tanh(gate) (w2 gelu(w1 a + b1) + b2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from jair_kernels import _blocks
+from jair_kernels._backends import block
+
+Tensor = torch.Tensor
+
+
+class Mlp(NamedTuple):
+    """Parameters in the dtype of the products (weights), or in their own (vectors)."""
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor
+    b2: Tensor | None
+    gate: Tensor | None
+    tanh: bool
+
+
+def forward(backend: str, z: Tensor, a: Tensor, p: Mlp) -> tuple[Tensor, Tensor]:
+    """(output, h = w1 a without its bias, which is kept)."""
+    h = a @ p.w1.mT
+    g = block("bias_gelu", backend).forward(h, p.b1, p.tanh)
+    return _blocks.add(backend, z, g @ p.w2.mT, p.b2, p.gate, None), h
+
+
+class MlpGradients(NamedTuple):
+    """None where not needed."""
+
+    a: Tensor
+    w1: Tensor | None
+    b1: Tensor | None
+    w2: Tensor | None
+    b2: Tensor | None
+    gate: Tensor | None
+
+
+def backward(
+    backend: str, dy: Tensor, a: Tensor, h: Tensor, p: Mlp, needs: tuple[bool, bool, bool, bool, bool]
+) -> MlpGradients:
+    """Gradients past the branch; that of the residual is dy itself. `needs`: w1, b1, w2, b2, gate."""
+    last = _blocks.Gated(p.w2, p.b2, p.gate)
+    dh, g, db1 = block("bias_gelu", backend).backward(last.through(dy), h, p.b1, p.tanh)
+    dw2, db2, dgate = last.backward(dy, g, needs[2:])
+    dw1 = dh.mT @ a if needs[0] else None
+    return MlpGradients(dh @ p.w1, dw1, db1 if p.b1 is not None else None, dw2, db2, dgate)

@@ -1,0 +1,119 @@
+"""fused_cross_attention for the dispatcher: kernels, fake kernels, autograd, FLOP formulas.
+
+The operators take and return token-major tensors, [B,L,h,d], as projections make them; the public function's
+[B,h,L,d] are their transposes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from jair_kernels import _library, _vmap
+from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
+from jair_kernels._backends import Kernel, kernel, register, register_block
+from jair_kernels.cross_attention import cost
+
+Tensor = torch.Tensor
+
+
+def _fake_forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_range: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    b, l, h, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty((b, h, l), dtype=accumulate_dtype(q.dtype))
+
+
+def _fake_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    kv_range: Tensor | None,
+    o: Tensor,
+    lse: Tensor,
+    scale: float,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    b, n, h_kv, d = k.shape
+    if packed:
+        return q.new_empty((b, n, 3, h_kv, d)), q.new_empty((0,))
+    return q.new_empty(q.shape), q.new_empty((b, n, 2, h_kv, d))
+
+
+def _unfit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    return None
+
+
+def _count(forward: Any, backward: Any) -> None:
+    @register_flop_formula(forward)
+    def _(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+        b, l, h, d = q
+        return cost.forward_flops(b, h, l, k[1], d)
+
+    @register_flop_formula(backward)
+    def _(dout: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+        b, l, h, d = q
+        return cost.backward_flops(b, h, l, k[1], d)
+
+
+def _register() -> None:
+    kernels = {}
+    if _library.has_kernel("cross_attention", "CPU"):
+        ops = torch.ops.jair_kernels
+        torch.library.register_fake("jair_kernels::cross_attention_forward", _fake_forward)
+        torch.library.register_fake("jair_kernels::cross_attention_backward", _fake_backward)
+        _vmap.register("cross_attention", forward=range(5), backward=range(8))
+        kernels["cpu"] = Kernel(ops.cross_attention_forward.default, ops.cross_attention_backward.default)
+        _count(ops.cross_attention_forward, ops.cross_attention_backward)
+    register("fused_cross_attention", **kernels)
+    register_block("cross_attention", **kernels)
+
+
+_register()
+
+
+class _CrossAttention(torch.autograd.Function):
+    """Saves q, k, v, y and the log-sum-exps [B,h,L]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        kv_range: Tensor | None,
+        scale: float,
+        dtype: torch.dtype,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        run = kernel("fused_cross_attention", backend).forward
+        o, lse = run(*(cast(t, dtype).transpose(1, 2) for t in (q, k, v)), mask, kv_range, scale)
+        return o.transpose(1, 2), lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.scale, ctx.dtype, ctx.backend = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output)
+
+    @staticmethod
+    @differentiable_once("fused_cross_attention")
+    def backward(ctx: Any, dy: Tensor | None, dlse: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 8
+        q, k, v, mask, kv_range, y, lse = ctx.saved_tensors
+        run = kernel("fused_cross_attention", ctx.backend).backward
+        inputs = (cast(t, ctx.dtype).transpose(1, 2) for t in (q, k, v))
+        dq, dkv = run(dy.transpose(1, 2), *inputs, mask, kv_range, y.transpose(1, 2), lse, ctx.scale, False)
+        grads = (dq.transpose(1, 2), dkv[:, :, 0].transpose(1, 2), dkv[:, :, 1].transpose(1, 2))
+        return *grads_like(grads, (q, k, v), ctx.needs_input_grad[:3]), None, None, None, None, None
+
+
+apply = Differentiable("fused_cross_attention", _CrossAttention)

@@ -1,0 +1,179 @@
+"""fused_gated_fusion: its sublayers in order, and their backward in the reverse order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jair_kernels import _blocks, _mlp
+from jair_kernels._autograd import Differentiable, cast, differentiable_once
+from jair_kernels._backends import block, register_composed
+from jair_kernels._blocks import Norm
+from jair_kernels._mlp import Mlp
+from jair_kernels._plain import zero_masked
+from jair_kernels.gated_fusion.params import GatedFusionParams
+
+Tensor = torch.Tensor
+Optional = Tensor | None
+
+register_composed("fused_gated_fusion", *_blocks.NEEDED)
+
+
+class _Parts:
+    """The sublayers of one block, their weights in the dtype of the products."""
+
+    def __init__(
+        self, p: GatedFusionParams, num_heads: int, eps: float, tanh: bool, dtype: torch.dtype
+    ) -> None:
+        self.norm_t = Norm(p.norm_t_weight, p.norm_t_bias, eps)
+        self.norm_f = Norm(p.norm_f_weight, p.norm_f_bias, eps)
+        self.norm_mlp = Norm(p.norm_mlp_weight, p.norm_mlp_bias, eps)
+        self.wq, self.wk, self.wv, wo = (cast(w, dtype) for w in (p.wq, p.wk, p.wv, p.wo))
+        self.out = _blocks.Gated(wo, p.bo, p.alpha)
+        self.mlp = Mlp(cast(p.w1, dtype), p.b1, cast(p.w2, dtype), p.b2, p.beta, tanh)
+        self.num_heads = num_heads
+        self.width = p.wq.shape[0] // num_heads
+        self.kv_heads = p.wk.shape[0] // self.width
+
+
+class _GatedFusion(torch.autograd.Function):
+    """Saves t, f, q, k, v, the attention's output and log-sum-exps, the middle residual and h; norms, the GELU and
+    both branches' outputs are not kept.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        t: Tensor,
+        f: Tensor,
+        mask: Optional,
+        kv_range: Optional,
+        num_heads: int,
+        jair: bool,
+        eps: float,
+        tanh: bool,
+        dtype: torch.dtype,
+        backend: str,
+        *params: Optional,
+    ) -> tuple[Tensor, ...]:
+        p = GatedFusionParams(*params)  # type: ignore[arg-type]
+        s = _Parts(p, num_heads, eps, tanh, dtype)
+        (b, l, width), (n, kv_width) = t.shape, f.shape[1:]
+        t_rows = cast(t, dtype).reshape(b * l, width)
+        f_rows = zero_masked(cast(f, dtype), mask).reshape(b * n, kv_width)
+        a, stats_t = _blocks.norm(backend, t_rows, s.norm_t)
+        c, stats_f = _blocks.norm(backend, f_rows, s.norm_f)
+        q = _blocks.linear(a, s.wq, p.bq).view(b, l, num_heads, s.width)
+        k = _blocks.linear(c, s.wk, p.bk).view(b, n, s.kv_heads, s.width)
+        v = _blocks.linear(c, s.wv, p.bv).view(b, n, s.kv_heads, s.width)
+        o, lse = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
+        attended = o.view(b * l, -1) @ s.out.weight.mT
+        if jair:
+            base = None if s.norm_t.weight is None else (stats_t, s.norm_t)
+            a = middle = _blocks.add(backend, t_rows, attended, p.bo, p.alpha, base)
+            stats_mlp = t.new_empty((0,))
+        else:
+            middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.bo, p.alpha, s.norm_mlp)
+        y, h = _mlp.forward(backend, middle, a, s.mlp)
+        return y.view(b, l, width), q, k, v, o, lse, middle, stats_t, stats_f, stats_mlp, h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        t, f, mask, kv_range, ctx.num_heads, ctx.jair, *options = inputs[:10]
+        ctx.eps, ctx.tanh, ctx.dtype, ctx.backend = options
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(t, f, mask, kv_range, *inputs[10:], *output[1:])
+
+    @staticmethod
+    @differentiable_once("fused_gated_fusion")
+    def backward(ctx: Any, dy: Optional, *_: None) -> tuple[Optional, ...]:
+        count = len(GatedFusionParams._fields)
+        if dy is None:
+            return (None,) * (10 + count)
+        t, f, mask, kv_range, *tensors = ctx.saved_tensors
+        p = GatedFusionParams(*tensors[:count])
+        q, k, v, o, lse, middle, stats_t, stats_f, stats_mlp, h = tensors[count:]
+        backend, dtype = ctx.backend, ctx.dtype
+        s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
+        need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
+        needs = GatedFusionParams(*need_params)
+        (b, l, width), (n, kv_width) = t.shape, f.shape[1:]
+        t_rows = cast(t, dtype).reshape(b * l, width)
+        f_rows = zero_masked(cast(f, dtype), mask).reshape(b * n, kv_width)
+        dy = cast(dy, dtype).reshape(b * l, width)
+
+        norm_mlp = Norm(None, None, ctx.eps) if ctx.jair else s.norm_mlp
+        a = _blocks.norm_again(backend, middle, stats_mlp, norm_mlp)
+        wanted = (needs.w1, needs.b1, needs.w2, needs.b2, needs.beta)
+        of_mlp = _mlp.backward(backend, dy, a, h, s.mlp, wanted)  # type: ignore[arg-type]
+        dz, dmlp_weight, dmlp_bias = _blocks.norm_backward(backend, of_mlp.a, dy, middle, stats_mlp, norm_mlp)
+
+        wanted = (needs.wo, needs.bo, needs.alpha)  # type: ignore[assignment]
+        dwo, dbo, dalpha = s.out.backward(dz, o.view(b * l, -1), wanted)  # type: ignore[arg-type]
+        dout = s.out.through(dz).view(o.shape)
+        attention = block("cross_attention", backend).backward
+        dq, dkv = attention(dout, q, k, v, mask, kv_range, o, lse, s.width**-0.5, False)
+        dq, dkv = dq.view(b * l, -1), dkv.view(b * n, -1)
+        dk, dv = dkv.chunk(2, dim=1)
+
+        a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)
+        da = torch.addmm(dz, dq, s.wq) if ctx.jair else dq @ s.wq
+        dt, dt_weight, dt_bias = _blocks.norm_backward(
+            backend, da, None if ctx.jair else dz, t_rows, stats_t, s.norm_t
+        )
+        df = dwk = dwv = df_weight = df_bias = None
+        if needs.wk or needs.wv:
+            dwk, dwv = (dkv.mT @ _blocks.norm_again(backend, f_rows, stats_f, s.norm_f)).chunk(2)
+        if need_f or needs.norm_f_weight or needs.norm_f_bias:
+            dc = torch.addmm(dk @ s.wk, dv, s.wv)
+            df, df_weight, df_bias = _blocks.norm_backward(backend, dc, None, f_rows, stats_f, s.norm_f)
+            df = zero_masked(df.view(f.shape), mask)
+        of_params = GatedFusionParams(
+            norm_t_weight=dt_weight,
+            norm_t_bias=dt_bias,
+            norm_f_weight=df_weight,
+            norm_f_bias=df_bias,
+            wq=dq.mT @ a if needs.wq else None,  # type: ignore[arg-type]
+            bq=_blocks.column_sum(dq) if needs.bq else None,
+            wk=dwk,  # type: ignore[arg-type]
+            bk=None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it
+            wv=dwv,  # type: ignore[arg-type]
+            bv=_blocks.column_sum(dv) if needs.bv else None,
+            wo=dwo,  # type: ignore[arg-type]
+            bo=dbo,
+            norm_mlp_weight=dmlp_weight,
+            norm_mlp_bias=dmlp_bias,
+            w1=of_mlp.w1,  # type: ignore[arg-type]
+            b1=of_mlp.b1,
+            w2=of_mlp.w2,  # type: ignore[arg-type]
+            b2=of_mlp.b2,
+            alpha=dalpha,
+            beta=of_mlp.gate,
+        )
+        dt = cast(dt, t.dtype).view(t.shape) if need_t else None
+        df = cast(df, f.dtype) if need_f and df is not None else None
+        return dt, df, *(None,) * 8, *_blocks.like_inputs(of_params, p, needs)
+
+
+apply = Differentiable("fused_gated_fusion", _GatedFusion)
+
+
+def run(
+    t: Tensor,
+    f: Tensor,
+    params: GatedFusionParams,
+    num_heads: int,
+    form: str,
+    mask: Optional,
+    kv_range: Optional,
+    eps: float,
+    tanh: bool,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """The block on a backend with kernels."""
+    y: Tensor = apply(t, f, mask, kv_range, num_heads, form == "jair", eps, tanh, dtype, backend, *params)[0]
+    return y

@@ -1,0 +1,241 @@
+"""The absorbed form: keys are scored and pooled as they are, wk moves into the queries, wv behind the pooling.
+
+With head i of group g, scale the softmax's, and xhat the tokens normalised without scale gamma and shift beta,
+
+    queries_i = scale q_i (wk_g diag(gamma))          scores = queries xhat^T (a shift, and bk, cancel in the softmax)
+    out_i = (softmax(scores) xhat) (wv_g diag(gamma))^T + (bv_g + wv_g beta)
+
+so that gradients of gamma and beta are sums over weight gradients, and no token is normalised in memory. Where the
+latents are attended too, all keys are written down, and gamma = 1, beta = 0 above.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from jair_kernels import _blocks
+from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once
+from jair_kernels._backends import block
+from jair_kernels._plain import zero_masked
+from jair_kernels.latent_resample.arguments import (
+    Options,
+    Tensors,
+    extended,
+    keys_of,
+    latent_rows,
+    norms,
+    sum_if,
+    token_rows,
+)
+
+Tensor = torch.Tensor
+Optional = Tensor | None
+
+
+class _Weights(NamedTuple):
+    """Weights by group of heads with gamma and beta folded in; `folded` where that changes them."""
+
+    wk: Tensor  # [g, d, D_kv]
+    wv: Tensor  # [g, d, D_kv]
+    bv: Optional  # [g, d] in the accumulate dtype
+    folded: bool
+
+
+def _weights(t: Tensors, o: Options) -> _Weights:
+    wide = accumulate_dtype(o.dtype)
+    folded = t.x_weight is not None and not o.attend_latents
+    bv = None if t.bv is None else t.bv.to(wide)
+    wk, wv = t.wk, t.wv
+    if folded and t.x_weight is not None:
+        if t.x_bias is not None:
+            shift = wv.to(wide) @ t.x_bias.to(wide)
+            bv = shift if bv is None else bv + shift
+        wk, wv = (w.to(wide) * t.x_weight.to(wide) for w in (wk, wv))
+    split = (o.kv_heads, -1, t.wk.shape[1])
+    by_group = (cast(w, o.dtype).reshape(split) for w in (wk, wv))
+    return _Weights(*by_group, None if bv is None else bv.view(o.kv_heads, -1), folded)
+
+
+def _to_groups(rows: Tensor, g: int) -> Tensor:
+    """[S,L,h,d] as [g, S r L, d] with r = h / g."""
+    s, l, h, d = rows.shape
+    return rows.view(s, l, g, h // g, d).permute(2, 0, 3, 1, 4).reshape(g, s * (h // g) * l, d)
+
+
+def _from_groups(rows: Tensor, s: int, l: int) -> Tensor:
+    """And back."""
+    g, _, d = rows.shape
+    return rows.view(g, s, -1, l, d).permute(1, 3, 0, 2, 4).reshape(s, l, -1, d)
+
+
+def _by_sample(rows: Tensor, s: int) -> Tensor:
+    """[g, S r L, D_kv] as [S, h L, D_kv], the outputs of a pooling."""
+    g, _, width = rows.shape
+    return rows.view(g, s, -1, width).transpose(0, 1).reshape(s, -1, width)
+
+
+def _by_group(rows: Tensor, g: int) -> Tensor:
+    """And back."""
+    s, _, width = rows.shape
+    return rows.view(s, g, -1, width).transpose(0, 1).reshape(g, -1, width)
+
+
+def _queries(t: Tensors, o: Options, z: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
+    """(scale q by group, queries [S, h L, D_kv]) from the normalised latents."""
+    d = t.wq.shape[0] // o.num_heads
+    q = _blocks.linear(z, cast(t.wq, o.dtype), t.bq) * d**-0.5
+    grouped = _to_groups(q.view(-1, t.latents.shape[-2], o.num_heads, d), o.kv_heads)
+    samples = 1 if t.latents.dim() == 2 else t.latents.shape[0]
+    return grouped, _by_sample(torch.bmm(grouped, weights.wk), samples)
+
+
+def _empty(lse: Tensor, l: int) -> Tensor:
+    """[B,L,h,1]: where there was nothing to attend."""
+    b = lse.shape[0]
+    return (lse == float("-inf")).view(b, -1, l).transpose(1, 2).unsqueeze(3)
+
+
+class _Absorbed(torch.autograd.Function):
+    """Saves inputs, the pooled keys [B,h L,D_kv], the attention's output, log-sum-exps and statistics."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        mask: Optional,
+        num_heads: int,
+        kv_heads: int,
+        attend_latents: bool,
+        eps: float,
+        dtype: torch.dtype,
+        backend: str,
+        *tensors: Optional,
+    ) -> tuple[Tensor, ...]:
+        t = Tensors(*tensors)  # type: ignore[arg-type]
+        o = Options(num_heads, kv_heads, attend_latents, eps, dtype, backend)
+        b, l = t.x.shape[0], t.latents.shape[-2]
+        latents, z, stats_z = latent_rows(t, o)
+        weights = _weights(t, o)
+        _grouped, queries = _queries(t, o, z, weights)
+        keys, stats_keys = cast(t.x, dtype), t.x.new_empty((0,))
+        if attend_latents:
+            _rows, normed, stats_keys = token_rows(t, mask, o)
+            keys = keys_of(backend, normed, z.view(latents.shape), b, o).view(b, -1, t.x.shape[2])
+        pool = block("query_pool", backend).forward
+        pooled, lse, stats = pool(keys, queries, extended(mask, t, o), weights.folded, eps)
+        out = torch.bmm(_by_group(pooled, kv_heads), weights.wv.mT)
+        if weights.bv is not None:
+            out = out + weights.bv.to(dtype).unsqueeze(1)
+        out = _from_groups(out, b, l)
+        if mask is not None and not attend_latents:
+            out = out.masked_fill(_empty(lse, l), 0)
+        y = _blocks.linear(out.view(b * l, -1), cast(t.wo, dtype), t.bo)
+        return y.view(b, l, -1), pooled, out, lse, stats, stats_z, stats_keys
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        mask, *options = inputs[:7]
+        ctx.options = options
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mask, *inputs[7:], *output[1:])
+
+    @staticmethod
+    @differentiable_once("fused_latent_resample")
+    def backward(ctx: Any, dy: Optional, *_: None) -> tuple[Optional, ...]:
+        count = len(Tensors._fields)
+        if dy is None:
+            return (None,) * (7 + count)
+        mask, *saved = ctx.saved_tensors
+        t, (pooled, out, lse, stats, stats_z, stats_keys) = Tensors(*saved[:count]), saved[count:]
+        o = Options(*ctx.options)
+        needs = Tensors(*ctx.needs_input_grad[7:])
+        b, l = t.x.shape[0], t.latents.shape[-2]
+        x_norm, latents_norm = norms(t, o)
+        latents, _, _ = latent_rows(t, o, stats_z)
+        z = _blocks.norm_again(o.backend, latents.flatten(0, -2), stats_z, latents_norm)
+        weights = _weights(t, o)
+        grouped, queries = _queries(t, o, z, weights)
+
+        dy = cast(dy, o.dtype).reshape(b * l, -1)
+        last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
+        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))  # type: ignore[arg-type]
+        dout = last.through(dy).view(out.shape)
+        if mask is not None and not o.attend_latents:
+            dout = dout.masked_fill(_empty(lse, l), 0)
+        dout = _to_groups(dout, o.kv_heads)
+        dwv = torch.bmm(dout.mT, _by_group(pooled, o.kv_heads)).flatten(0, 1)
+        dbv = dout.sum(1, dtype=accumulate_dtype(o.dtype)).flatten()
+        dpooled = _by_sample(torch.bmm(dout, weights.wv), b)
+
+        keys, rows = cast(t.x, o.dtype), None
+        if o.attend_latents:
+            rows, _, _ = token_rows(t, mask, o, stats_keys)
+            normed = _blocks.norm_again(o.backend, rows, stats_keys, x_norm)
+            keys = keys_of(o.backend, normed, z.view(latents.shape), b, o).view(b, -1, t.x.shape[2])
+        pool = block("query_pool", o.backend).backward
+        dkeys, dqueries = pool(
+            dpooled, keys, queries, extended(mask, t, o), pooled, lse, stats, weights.folded
+        )
+        dqueries = _by_group(dqueries, o.kv_heads)
+        dwk = torch.bmm(grouped.mT, dqueries).flatten(0, 1)
+        dgrouped = torch.bmm(dqueries, weights.wk.mT)
+        samples = 1 if t.latents.dim() == 2 else b
+        d = t.wq.shape[0] // o.num_heads
+        dq = (_from_groups(dgrouped, samples, l) * d**-0.5).view(samples * l, -1)
+        dz = dq @ cast(t.wq, o.dtype)
+
+        if rows is None:
+            dx, x_weight, x_bias = dkeys, *_unfold(t, dwk, dwv, dbv)
+            if weights.folded and t.x_weight is not None:
+                wide = dbv.dtype
+                scale = t.x_weight.to(wide)
+                dwk, dwv = dwk.to(wide) * scale, dwv.to(wide) * scale
+                if t.x_bias is not None:
+                    dwv = dwv + torch.outer(dbv, t.x_bias.to(wide))
+        else:
+            appended = sum_if(dkeys[:, t.x.shape[1] :], t.latents.dim() == 2)
+            dz = dz + appended.reshape(dz.shape)
+            tokens = dkeys[:, : t.x.shape[1]].reshape(rows.shape)
+            dx, x_weight, x_bias = _blocks.norm_backward(o.backend, tokens, None, rows, stats_keys, x_norm)
+            dx = zero_masked(dx.view(t.x.shape), mask)
+        dlatents, latents_weight, latents_bias = _blocks.norm_backward(
+            o.backend, dz, None, latents.flatten(0, -2), stats_z, latents_norm
+        )
+        grads = Tensors(
+            x=dx,
+            latents=dlatents.view(t.latents.shape),
+            wq=dq.mT @ z,
+            bq=_blocks.column_sum(dq),
+            wk=dwk,
+            bk=None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
+            wv=dwv,
+            bv=dbv,
+            wo=dwo,  # type: ignore[arg-type]
+            bo=dbo,
+            x_weight=x_weight,
+            x_bias=x_bias,
+            latents_weight=latents_weight,
+            latents_bias=latents_bias,
+        )
+        return *(None,) * 7, *_blocks.like_inputs(grads, t, needs)
+
+
+def _unfold(t: Tensors, dwk: Tensor, dwv: Tensor, dbv: Tensor) -> tuple[Optional, Optional]:
+    """Gradients of gamma and beta from those of the folded weights."""
+    if t.x_weight is None:
+        return None, None
+    wide = dbv.dtype
+    along = (dwk.to(wide) * t.wk.to(wide)).sum(0) + (dwv.to(wide) * t.wv.to(wide)).sum(0)
+    return along, dbv @ t.wv.to(wide) if t.x_bias is not None else None
+
+
+apply = Differentiable("fused_latent_resample", _Absorbed)
+
+
+def run(t: Tensors, mask: Optional, o: Options) -> Tensor:
+    """The layer in its absorbed form."""
+    y: Tensor = apply(mask, *o, *t)[0]
+    return y

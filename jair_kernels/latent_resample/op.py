@@ -1,0 +1,171 @@
+"""fused_latent_resample: the projected form on attention, the absorbed form on pooling by a matrix of queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jair_kernels import _blocks
+from jair_kernels._autograd import Differentiable, cast, differentiable_once
+from jair_kernels._backends import block, register_composed
+from jair_kernels._plain import zero_masked
+from jair_kernels.latent_resample import absorbed, cost
+from jair_kernels.latent_resample.arguments import (
+    Options,
+    Tensors,
+    extended,
+    keys_of,
+    latent_rows,
+    norms,
+    sizes,
+    sum_if,
+    token_rows,
+)
+
+Tensor = torch.Tensor
+Optional = Tensor | None
+
+register_composed("fused_latent_resample", *_blocks.NEEDED, "query_pool")
+
+
+class _Projected(torch.autograd.Function):
+    """Saves inputs, q, k, v, the attention's output and log-sum-exps, and the norms' statistics."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        mask: Optional,
+        num_heads: int,
+        kv_heads: int,
+        attend_latents: bool,
+        eps: float,
+        dtype: torch.dtype,
+        backend: str,
+        *tensors: Optional,
+    ) -> tuple[Tensor, ...]:
+        t = Tensors(*tensors)  # type: ignore[arg-type]
+        o = Options(num_heads, kv_heads, attend_latents, eps, dtype, backend)
+        b, l, d = t.x.shape[0], t.latents.shape[-2], t.wq.shape[0] // num_heads
+        latents, z, stats_z = latent_rows(t, o)
+        _rows, normed, stats_x = token_rows(t, mask, o)
+        keys = keys_of(backend, normed, z.view(latents.shape), b, o)
+        q = _blocks.linear(z, cast(t.wq, dtype), t.bq).view(-1, l, num_heads, d)
+        k = _blocks.linear(keys, cast(t.wk, dtype), t.bk).view(b, -1, kv_heads, d)
+        v = _blocks.linear(keys, cast(t.wv, dtype), t.bv).view(b, -1, kv_heads, d)
+        attention = block("cross_attention", backend).forward
+        out, lse = attention(q.expand(b, -1, -1, -1), k, v, extended(mask, t, o), None, d**-0.5)
+        y = _blocks.linear(out.view(b * l, -1), cast(t.wo, dtype), t.bo)
+        return y.view(b, l, -1), q, k, v, out, lse, stats_z, stats_x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        mask, *options = inputs[:7]
+        ctx.options = options
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mask, *inputs[7:], *output[1:])
+
+    @staticmethod
+    @differentiable_once("fused_latent_resample")
+    def backward(ctx: Any, dy: Optional, *_: None) -> tuple[Optional, ...]:
+        count = len(Tensors._fields)
+        if dy is None:
+            return (None,) * (7 + count)
+        mask, *saved = ctx.saved_tensors
+        t, (q, k, v, out, lse, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
+        o = Options(*ctx.options)
+        needs = Tensors(*ctx.needs_input_grad[7:])
+        backend, dtype = o.backend, o.dtype
+        b, l, d = t.x.shape[0], t.latents.shape[-2], q.shape[3]
+        latents, _, _ = latent_rows(t, o, stats_z)
+        z = _blocks.norm_again(backend, latents.flatten(0, -2), stats_z, norms(t, o)[1])
+        rows, _, _ = token_rows(t, mask, o, stats_x)
+        keys = keys_of(
+            backend, _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0]), z.view(latents.shape), b, o
+        )
+
+        dy = cast(dy, dtype).reshape(b * l, -1)
+        last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
+        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))  # type: ignore[arg-type]
+        attention = block("cross_attention", backend).backward
+        dout = last.through(dy).view(out.shape)
+        whole = q.expand(b, -1, -1, -1)
+        dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, lse, d**-0.5, False)
+        dq = sum_if(dq, t.latents.dim() == 2).view(-1, t.wq.shape[0])
+        dkv = dkv.flatten(0, 1).flatten(1)
+        dk, dv = dkv.chunk(2, dim=1)
+
+        dkeys = None
+        if needs.x or needs.x_weight or needs.x_bias or o.attend_latents:
+            dkeys = torch.addmm(dk @ cast(t.wk, dtype), dv, cast(t.wv, dtype))
+        dz = dq @ cast(t.wq, dtype)
+        dx = x_weight = x_bias = None
+        if dkeys is not None:
+            per_sample = dkeys.view(b, -1, dkeys.shape[1])
+            if o.attend_latents:
+                appended = sum_if(per_sample[:, t.x.shape[1] :], t.latents.dim() == 2)
+                dz = dz + appended.reshape(dz.shape)
+            tokens = per_sample[:, : t.x.shape[1]].reshape(rows.shape)
+            dx, x_weight, x_bias = _blocks.norm_backward(backend, tokens, None, rows, stats_x, norms(t, o)[0])
+            dx = zero_masked(dx.view(t.x.shape), mask)
+        dlatents, latents_weight, latents_bias = _blocks.norm_backward(
+            backend, dz, None, latents.flatten(0, -2), stats_z, norms(t, o)[1]
+        )
+        dwk = dwv = None
+        if needs.wk or needs.wv:
+            dwk, dwv = (dkv.mT @ keys).chunk(2)
+        grads = Tensors(
+            x=dx,  # type: ignore[arg-type]
+            latents=dlatents.view(t.latents.shape),
+            wq=dq.mT @ z,
+            bq=_blocks.column_sum(dq),
+            wk=dwk,  # type: ignore[arg-type]
+            bk=None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
+            wv=dwv,  # type: ignore[arg-type]
+            bv=_blocks.column_sum(dv),
+            wo=dwo,  # type: ignore[arg-type]
+            bo=dbo,
+            x_weight=x_weight,
+            x_bias=x_bias,
+            latents_weight=latents_weight,
+            latents_bias=latents_bias,
+        )
+        return *(None,) * 7, *_blocks.like_inputs(grads, t, needs)
+
+
+apply = Differentiable("fused_latent_resample", _Projected)
+
+
+def run(
+    x: Tensor,
+    latents: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    wv: Tensor,
+    wo: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    bq: Optional,
+    bk: Optional,
+    bv: Optional,
+    bo: Optional,
+    x_norm: tuple[Tensor, Optional] | None,
+    latents_norm: tuple[Tensor, Optional] | None,
+    attend_latents: bool,
+    mask: Optional,
+    eps: float,
+    method: str,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
+    """The layer on a backend with kernels."""
+    pairs = (*(x_norm or (None, None)), *(latents_norm or (None, None)))
+    t = Tensors(x, latents, wq, bq, wk, bk, wv, bv, wo, bo, *pairs)
+    o = Options(num_heads, num_kv_heads, attend_latents, eps, dtype, backend)
+    if cost.choose(method, sizes(t, o)) == "absorbed":
+        return absorbed.run(t, mask, o)
+    y: Tensor = apply(mask, *o, *t)[0]
+    return y

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,10 +25,12 @@ _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One op on one backend: what runs, and a further limit on its inputs (None = they fit)."""
+    """One op on one backend: what runs (it returns a tensor or several), and a further limit on its inputs
+    (None = they fit).
+    """
 
-    forward: Callable[..., tuple[torch.Tensor, ...]]
-    backward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
     unfit: Callable[..., str | None] = lambda *inputs: None
 
 

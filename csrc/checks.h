@@ -36,6 +36,10 @@ inline Tensor with_dense_rows(const Tensor& tensor) {
   return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+inline OptionalTensor with_dense_rows(const OptionalTensor& tensor) {
+  return tensor ? OptionalTensor(with_dense_rows(*tensor)) : tensor;
+}
+
 // Statistics and parameter gradients are kept in float32, for float64 inputs in float64.
 inline ScalarType accumulate_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,10 +29,12 @@ def _always(*inputs: object) -> str | None:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One op on one backend: what runs, and a further limit on its inputs (None = they fit)."""
+    """One op on one backend: what runs (it returns a tensor or several), and a further limit on its inputs
+    (None = they fit).
+    """
 
-    forward: Callable[..., tuple[torch.Tensor, ...]]
-    backward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
     unfit: Callable[..., str | None] = _always
 
 
@@ -103,7 +106,7 @@ def block(name: str, backend: str) -> Kernel:
 
 def register_composed(op: str, *blocks: str) -> None:
     """Announce an op that runs wherever all the building blocks do that it is composed of."""
-    _FITS[op] = {name: _always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
+    _FITS[op] = {name: _always for name in BACKENDS[1:] if all(name in _BLOCKS.get(block, {}) for block in blocks)}
 
 
 def operators() -> tuple[str, ...]:

@@ -39,12 +39,12 @@ class _Lazy:
     def __init__(self, module: str, name: str, fake: Callable[..., Any], outputs: int) -> None:
         self.module, self.__name__ = module, name
         self.__globals__: dict[str, Any] = {}
-        returned: Any = tuple[(torch.Tensor,) * outputs]  # type: ignore[misc]
+        several: Any = tuple[(torch.Tensor,) * outputs]  # type: ignore[misc]
+        returned = torch.Tensor if outputs == 1 else several
         self.__signature__ = inspect.signature(fake, eval_str=True).replace(return_annotation=returned)
 
-    def __call__(self, *args: Any) -> tuple[torch.Tensor, ...]:
-        result: tuple[torch.Tensor, ...] = getattr(importlib.import_module(self.module), self.__name__)(*args)
-        return result
+    def __call__(self, *args: Any) -> Any:
+        return getattr(importlib.import_module(self.module), self.__name__)(*args)
 
 
 def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 Tensors = tuple[torch.Tensor, ...]
+Results = torch.Tensor | Tensors
 
 
 def _fold(tensor: torch.Tensor | None, dim: int | None, samples: int) -> torch.Tensor | None:
@@ -18,21 +19,27 @@ def _fold(tensor: torch.Tensor | None, dim: int | None, samples: int) -> torch.T
     return moved.reshape(samples * moved.shape[1], *moved.shape[2:])
 
 
-def _rule(op: Callable[..., Tensors], folded: Collection[int]) -> Callable[..., tuple[Tensors, int]]:
+def _map(function: Callable[..., torch.Tensor], *results: Results) -> Results:
+    """The function of each result of an op, or of its only one."""
+    if isinstance(results[0], torch.Tensor):
+        return function(*results)
+    return tuple(map(function, *results))
+
+
+def _rule(op: Callable[..., Results], folded: Collection[int]) -> Callable[..., tuple[Results, int]]:
     """One call with the samples folded into the images, if only arguments at the positions `folded` vary."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensors, int]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Results, int]:
         samples = info.batch_size
         if all(dim is None or i in folded for i, dim in enumerate(in_dims)):
             pairs = zip(args, in_dims, strict=True)
             inputs = [_fold(a, dim, samples) if i in folded else a for i, (a, dim) in enumerate(pairs)]
-            outs = op(*inputs)
-            return tuple(out.reshape(samples, out.shape[0] // samples, *out.shape[1:]) for out in outs), 0
+            return _map(lambda out: out.unflatten(0, (samples, out.shape[0] // samples)), op(*inputs)), 0
         each = []
         for sample in range(samples):
             pairs = zip(args, in_dims, strict=True)
             each.append(op(*(a if dim is None else a.select(dim, sample) for a, dim in pairs)))
-        return tuple(map(torch.stack, zip(*each, strict=True))), 0
+        return _map(lambda *outs: torch.stack(outs), *each), 0
 
     return rule
 

@@ -6,40 +6,10 @@
 // Backward, with dH = (dS w2) gelu'(h):   dx = r dH Wg - r (dH . c)/D - r xhat (dH . (h - e))/D
 //   M = (r dH)^T (x - shift) - (sum of r dH (m - shift)) 1^T,   dw1 = M diag(gamma) + db1 beta^T,
 //   dgamma = sum_h w1 * M,   dbeta = w1^T db1.                                        (docs/derivations.md)
+#include "cpu/parameter_rows.h"
 
 namespace jair {
 namespace JAIR_ISA {
-
-// Calls f with a pointer of the parameter's own type to its element `offset`. float64 comes only beside float64.
-template <typename C, typename F>
-inline void with_parameter(const Parameter& p, int64_t offset, F f) {
-  if constexpr (sizeof(C) == sizeof(float)) {
-    if (p.dtype == Dtype::f32) return f(static_cast<const float*>(p.data) + offset);
-    if (p.dtype == Dtype::bf16) return f(static_cast<const bf16*>(p.data) + offset);
-    if (p.dtype == Dtype::f16) return f(static_cast<const f16*>(p.data) + offset);
-  } else {
-    f(static_cast<const double*>(p.data) + offset);
-  }
-}
-
-// Elements [offset, offset + count) of a parameter in the compute type, the rest of the last vector 0.
-template <typename C>
-inline void read_parameter(const Parameter& p, int64_t offset, int64_t count, C* out) {
-  with_parameter<C>(p, offset, [&](const auto* from) { convert_row(from, out, count); });
-}
-
-// `count` gradients from element `offset` on, in the type of their parameter; nothing where it is absent.
-template <typename C>
-inline void write_gradient(const Parameter& p, void* gradient, int64_t offset, int64_t count, const C* from) {
-  if (!gradient) return;
-  if constexpr (sizeof(C) == sizeof(float)) {
-    if (p.dtype == Dtype::f32) convert_row_back(from, static_cast<float*>(gradient) + offset, count);
-    if (p.dtype == Dtype::bf16) convert_row_back(from, static_cast<bf16*>(gradient) + offset, count);
-    if (p.dtype == Dtype::f16) convert_row_back(from, static_cast<f16*>(gradient) + offset, count);
-  } else {
-    convert_row_back(from, static_cast<double*>(gradient) + offset, count);
-  }
-}
 
 // The weights as the products want them, made once per call and shared by its threads.
 template <typename T>

@@ -1,30 +1,15 @@
 // The tensors of a score MLP as its kernels take them.
 #pragma once
 
-#include "checks.h"
+#include "cpu/parameter_inputs.h"
 #include "cpu/score_mlp_params.h"
 
 namespace jair {
-
-inline Parameter parameter(const OptionalTensor& tensor) {
-  if (!tensor) return {nullptr, Dtype::f32};
-  switch (tensor->scalar_type()) {
-    case ScalarType::Float: return {tensor->data_ptr(), Dtype::f32};
-    case ScalarType::Double: return {tensor->data_ptr(), Dtype::f64};
-    case ScalarType::BFloat16: return {tensor->data_ptr(), Dtype::bf16};
-    case ScalarType::Half: return {tensor->data_ptr(), Dtype::f16};
-    default: STD_TORCH_CHECK(false, "a parameter has an unexpected dtype");
-  }
-}
 
 // Contiguous parameters; the tensors live as long as their kernels run.
 struct ScoreMlpTensors {
   Tensor x;
   OptionalTensor w1, b1, w2, b2, norm_weight, norm_bias, mask;
-
-  static OptionalTensor contiguous(const OptionalTensor& t) {
-    return t ? OptionalTensor(torch::stable::contiguous(*t)) : t;
-  }
 
   ScoreMlpTensors(const Tensor& x, const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
                   const OptionalTensor& b2, const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
@@ -69,20 +54,16 @@ struct ScoreMlpGradients {
   Tensor w1, b1, w2, b2, norm_weight, norm_bias;
 
   ScoreMlpGradients(const ScoreMlpTensors& t, ScoreMlpParams& p)
-      : w1(like(t, t.w1)),
-        b1(like(t, t.b1)),
-        w2(like(t, t.w2)),
-        b2(like(t, t.b2)),
-        norm_weight(like(t, t.norm_weight)),
-        norm_bias(like(t, t.norm_bias)) {
+      : w1(gradient_of(t.w1, t.x)),
+        b1(gradient_of(t.b1, t.x)),
+        w2(gradient_of(t.w2, t.x)),
+        b2(gradient_of(t.b2, t.x)),
+        norm_weight(gradient_of(t.norm_weight, t.x)),
+        norm_bias(gradient_of(t.norm_bias, t.x)) {
     p.dw1 = w1.data_ptr(), p.dw2 = w2.data_ptr();
     p.db1 = t.b1 ? b1.data_ptr() : nullptr, p.db2 = t.b2 ? b2.data_ptr() : nullptr;
     p.dnorm_weight = t.norm_weight ? norm_weight.data_ptr() : nullptr;
     p.dnorm_bias = t.norm_bias ? norm_bias.data_ptr() : nullptr;
-  }
-
-  static Tensor like(const ScoreMlpTensors& t, const OptionalTensor& parameter) {
-    return parameter ? torch::stable::empty_like(*parameter) : empty(t.x, {0}, t.statistic());
   }
 };
 

@@ -2,15 +2,9 @@
 
 #include <cstdint>
 
+#include "cpu/parameter.h"
+
 namespace jair {
-
-enum class Dtype : int { f32, f64, bf16, f16 };
-
-// A contiguous parameter of any floating type; data null = absent.
-struct Parameter {
-  const void* data;
-  Dtype dtype;
-};
 
 // The score MLP s = w2 gelu(w1 LN(x) + b1) + b2 that TokenLearner and TokenFuser share.
 struct ScoreMlpParams {

@@ -1,0 +1,112 @@
+// Loops over rows, their columns in vectors, and sums over rows. Included once per instruction set.
+
+namespace jair {
+namespace JAIR_ISA {
+
+// One vector of a row as a loop over columns sees it: whole, or the last one, whose lanes beyond the row are 0 when
+// read and are not written.
+struct WholeVector {
+  template <typename T>
+  Vec<compute_t<T>> get(const T* p) const {
+    return load(p);
+  }
+  template <typename T>
+  void put(T* p, Vec<compute_t<T>> v) const {
+    store(p, v);
+  }
+  template <typename V>
+  V valid(V v) const {
+    return v;
+  }
+};
+
+struct PartOfVector {
+  int count;
+  template <typename T>
+  Vec<compute_t<T>> get(const T* p) const {
+    return load_part(p, count);
+  }
+  template <typename T>
+  void put(T* p, Vec<compute_t<T>> v) const {
+    store_part(p, v, count);
+  }
+  template <typename V>
+  V valid(V v) const {
+    V result{};
+    std::memcpy(&result, &v, count * sizeof(v[0]));
+    return result;
+  }
+};
+
+// Calls f(d, vector) for the vectors of a row that begin at the columns d.
+template <typename C, typename F>
+inline void over_columns(int64_t width, F f) {
+  int64_t d = 0;
+  for (; d + kLanes<C> <= width; d += kLanes<C>) f(d, WholeVector{});
+  if (d < width) f(d, PartOfVector{static_cast<int>(width - d)});
+}
+
+// Rows worked on together: they share the reading of parameters, and their sums do not wait for one another.
+template <int N>
+struct RowGroup {
+  static constexpr int kRows = N;
+};
+
+// Calls f(group, row) for the groups of rows that begin at the rows `row` of [first, last).
+template <typename F>
+inline void over_rows(int64_t first, int64_t last, F f) {
+  constexpr int kGroup = 4;
+  int64_t row = first;
+  for (; row + kGroup <= last; row += kGroup) f(RowGroup<kGroup>{}, row);
+  for (; row < last; ++row) f(RowGroup<1>{}, row);
+}
+
+// A parameter [width] in the compute type, padded with zeros, and `absent` in all columns where there is none.
+template <typename C>
+inline C* whole_parameter(const Parameter& p, int64_t width, C absent, Scratch::Frame& frame) {
+  C* out = frame.take<C>(padded<C>(width));
+  if (p.data) {
+    read_parameter(p, 0, width, out);
+  } else {
+    std::fill(out, out + padded<C>(width), absent);
+  }
+  return out;
+}
+
+// Sums over rows, in blocks so that many rows lose no digits, and in a fixed order: those of each thread, then those of
+// all threads. `size` is a multiple of a vector.
+template <typename C>
+class RowSums {
+ public:
+  RowSums(int64_t size, int64_t threads, Scratch::Frame& frame)
+      : size_(size), threads_(threads), all_(frame.take<C>(2 * size * threads)) {}
+
+  // Adds the rows [first, last) of one thread: add(first, last, sums) does it for one block of rows.
+  template <typename F>
+  void collect(int64_t thread, int64_t first, int64_t last, F add) const {
+    constexpr int64_t kBlock = 64;
+    C *total = all_ + 2 * thread * size_, *block = total + size_;
+    zero(total, size_);
+    for (int64_t row = first; row < last; row += kBlock) {
+      zero(block, size_);
+      add(row, std::min(last, row + kBlock), block);
+      accumulate(total, block);
+    }
+  }
+
+  const C* join() const {
+    for (int64_t t = 1; t < threads_; ++t) accumulate(all_, all_ + 2 * t * size_);
+    return all_;
+  }
+
+ private:
+  void accumulate(C* to, const C* from) const {
+    for (int64_t i = 0; i < size_; i += kLanes<C>) store(to + i, load(to + i) + load(from + i));
+  }
+
+  int64_t size_, threads_;
+  C* all_;
+};
+
+}  // namespace JAIR_ISA
+}  // namespace jair

@@ -38,20 +38,19 @@ def find_cuda() -> Path | None:
 def extension() -> cpp_extension.CppExtension:
     cuda = find_cuda()
     sources = sorted(ROOT.glob("csrc/*.cpp")) + sorted(ROOT.glob("csrc/cpu/*.cpp"))
-    # nvcc objects have no dependency file here: a header edit must change the command line to rebuild.
+    # nvcc objects have no dependency file here: a header edit must change their command line to rebuild.
     headers = sorted(p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cuh"))
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers)).hexdigest()[:16]
-    common = [STABLE_ABI, f"-DJAIR_HEADERS={digest}"]
     # The uninitialized values are false findings in immintrin.h.
     warnings = ["-Wall", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-    flags = {"cxx": [*common, "-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", *warnings]}
+    flags = {"cxx": [STABLE_ABI, "-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", *warnings]}
     libraries, library_dirs = [], []
     if cuda:
         cpp_extension.CUDA_HOME = str(cuda)  # None on a CPU build of torch
         sources += sorted(ROOT.glob("csrc/cuda/*.cu"))
         flags["cxx"].append("-DJAIR_WITH_CUDA")
         gencode = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in CUDA_TARGETS]
-        flags["nvcc"] = [*common, "-DUSE_CUDA", "-O3", "-std=c++17", *gencode]
+        flags["nvcc"] = [STABLE_ABI, f"-DJAIR_HEADERS={digest}", "-DUSE_CUDA", "-O3", "-std=c++17", *gencode]
         flags["nvcc"].append("-Xcompiler=-fvisibility=hidden")
         libraries, library_dirs = ["stdc++", "cudart_static"], [str(cuda / "lib64")]
     return cpp_extension.CppExtension(

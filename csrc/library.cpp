@@ -29,13 +29,14 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " Tensor dnorm_bias)");
 
   // Token-major: q [B,L,h,d], k and v [B,N,h_kv,d]. The backward returns dk and dv in one tensor [B,N,2,h_kv,d]; with
-  // `packed` (self-attention) all three in the first, [B,N,3,h,d].
+  // `packed` (self-attention) all three in the first, [B,N,3,h,d]. Of the softmax of a query its largest score and the
+  // inverse of its sum are kept, [B,h,L,2]: a log-sum-exp would carry a rounding error common to all keys.
   m.def(
       "cross_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, float scale)"
-      " -> (Tensor o, Tensor lse)");
+      " -> (Tensor o, Tensor stats)");
   m.def(
       "cross_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, Tensor o,"
-      " Tensor lse, float scale, bool packed) -> (Tensor dq, Tensor dkv)");
+      " Tensor stats, float scale, bool packed) -> (Tensor dq, Tensor dkv)");
 
   // Pooling with scores x queries^T, over LN(x) without scale and shift if `norm`: absorbed latent resampling.
   m.def(
@@ -55,8 +56,7 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       "add_norm_backward(Tensor dy, Tensor? dz, Tensor z, Tensor stats, Tensor? weight, Tensor? bias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
   m.def("bias_gelu_forward(Tensor h, Tensor? bias, bool tanh) -> Tensor g");
-  m.def(
-      "bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
+  m.def("bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
 
   // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 amx (csrc/cpu/isa.h).
   m.def("cpu_isa_best() -> int");

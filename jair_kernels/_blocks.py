@@ -5,7 +5,6 @@ Matrix products come from PyTorch; rows are [R,D] with R = all tokens of the bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +107,9 @@ class Gated:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients (dweight, dbias, dgate), as far as needed.
 
-        With G = dz^T inner, which dweight = tanh(gate) G needs anyway, the gate's gradient needs no branch output:
-        dgate = (1 - tanh^2) (rows of weight . G + bias sum dz). Nothing is divided by the gate, which starts at 0.
+        With G = dz^T inner, which dweight = tanh(gate) G needs anyway, the gate's gradient needs no output of
+        the branch: dgate = (1 - tanh^2) (rows of weight . G + bias sum dz). Nothing is divided by the gate,
+        which starts at 0.
         """
         need_weight, need_bias, need_gate = needs
         if self.gate is None:
@@ -137,9 +137,9 @@ class Gated:
         return scaled @ self.weight
 
 
-def like_inputs(
-    grads: Sequence[Tensor | None], inputs: Sequence[Tensor | None], needed: Sequence[Any]
-) -> tuple[Tensor | None, ...]:
-    """Gradients in their inputs' own dtypes; None where nobody asked or the input is absent."""
-    triples = zip(grads, inputs, needed, strict=True)
+def like_inputs(grads: dict[str, Tensor | None], inputs: Any, needed: Any) -> tuple[Tensor | None, ...]:
+    """Gradients by the names of a NamedTuple's fields, in their order and each in its input's own dtype; None
+    where nobody asked or the input is absent.
+    """
+    triples = ((grads.get(name), t, getattr(needed, name)) for name, t in inputs._asdict().items())
     return tuple(None if g is None or t is None or not need else cast(g, t.dtype) for g, t, need in triples)

@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm over the last axis; a scale or shift of another dtype widens the result, as arithmetic does."""
+    """LayerNorm over the last axis; parameters of a wider dtype widen the result, as in arithmetic."""
     wide = x.dtype  # layer_norm itself wants one dtype
     for t in (weight, bias):
         wide = wide if t is None else torch.promote_types(wide, t.dtype)
@@ -26,7 +26,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 
 def heads(x: Tensor, count: int) -> Tensor:
     """[B,N,h d] as [B,h,N,d]."""
-    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (count, -1))
+    return split.transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

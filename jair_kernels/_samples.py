@@ -28,6 +28,10 @@ class Sample:
 
         return replace(self, tensors={k: cast(t) for k, t in self.tensors.items()}, dy=self.dy.to(dtype))
 
+    def with_options(self, **changes: Any) -> Sample:
+        """The same tensors with other options."""
+        return replace(self, options={**self.options, **changes})
+
 
 @dataclass(frozen=True)
 class Case:
@@ -70,7 +74,9 @@ class Case:
         dy = draw.normal(self.b, dy_rows, self.d)
         mask = tensors.get("mask")
         made: dict[str, Tensor | None] = {
-            name: None if t is None or name in self.absent else _lay_out(t.to(dtype), self.layout, name)
+            name: None
+            if t is None or name in self.absent
+            else lay_out(t.to(dtype), self.layout if name == "x" or self.layout != "expanded" else "dense")
             for name, t in tensors.items()
             if name != "mask"
         }
@@ -137,15 +143,15 @@ class _Draw:
         return made
 
 
-def _lay_out(t: Tensor, layout: str, name: str) -> Tensor:
-    """The same values at other strides."""
+def lay_out(t: Tensor, layout: str) -> Tensor:
+    """The same values at other strides; "expanded": those of the first image for all."""
     if layout == "transposed" and t.ndim > 1:
         return t.transpose(-1, -2).contiguous().transpose(-1, -2)
     if layout == "sliced" and t.ndim > 1:
         wide = t.new_full([2 * size for size in t.shape], float("nan"))  # what lies between must not be read
         view = wide[tuple(slice(None, None, 2) for _ in t.shape)]
         return view.copy_(t)
-    if layout == "expanded" and name == "x" and t.shape[0]:
+    if layout == "expanded" and t.shape[0]:
         return t[:1].expand(t.shape)
     return t.contiguous()
 

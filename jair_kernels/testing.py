@@ -16,6 +16,8 @@ from torch.utils import deterministic as _settings
 
 import jair_kernels
 from jair_kernels._autograd import accumulate_dtype
+from jair_kernels._fusion_samples import FUSION_OPS, FusionCase, arguments
+from jair_kernels._rounding import TINY, rounded
 from jair_kernels._samples import Case, Sample, sample_inputs
 from jair_kernels.token_pool.reference import token_pool
 from jair_kernels.tokenlearner.reference import score_mlp
@@ -26,6 +28,7 @@ __all__ = [
     "ISAS",
     "Case",
     "Expectation",
+    "FusionCase",
     "Sample",
     "assert_accurate",
     "available_isas",
@@ -50,7 +53,6 @@ FLOOR_ULPS = 2.0
 FLOAT64_FLOOR = 1e-13
 
 _DRAWS = 8  # of random signs in `floors`
-_TINY = 2.0**-26  # relative change that stands for a derivative in float64
 
 ISAS = ("portable", "avx2", "avx512", "amx")
 
@@ -63,7 +65,8 @@ def run(sample: Sample, backend: str | None) -> dict[str, Tensor]:
         if t is not None and t.is_floating_point()
     }
     function = getattr(jair_kernels, sample.op)
-    y: Tensor = function(**{**sample.tensors, **leaves}, **sample.options, backend=backend)
+    named = arguments(sample.op, {**sample.tensors, **leaves})
+    y: Tensor = function(**named, **sample.options, backend=backend)
     grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
     return {"y": y.detach()} | {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
@@ -78,8 +81,16 @@ def run_float64(sample: Sample, draw: int | None = None) -> dict[str, Tensor]:
 
     LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000
     would make the rounding of a float64 mean visible. With a `draw` the hidden values and the
-    scores carry relative errors of size _TINY and random sign.
+    scores carry relative errors of size TINY and random sign.
+
+    The fusion ops are their own reference; a draw rounds every intermediate.
     """
+    if sample.op in FUSION_OPS:
+        wide = sample.to(torch.float64)
+        if draw is None:
+            return run(wide, "reference")
+        with rounded(draw):
+            return run(wide, "reference")
     leaves, keep = _clean(sample)
     scores = _scores(sample, leaves, draw)
     if sample.op == "fused_tokenfuser":
@@ -106,7 +117,7 @@ def floors(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     unit, unit_inside = (_floor(dtype) for dtype in (sample.dy.dtype, accumulate_dtype(sample.dy.dtype)))
     allowed = {}
     for name, size in _sizes(sample, expected).items():
-        shifts = torch.stack([m[name] - expected[name] for m in moved]) / _TINY
+        shifts = torch.stack([m[name] - expected[name] for m in moved]) / TINY
         allowed[name] = unit * size + unit_inside * shifts.square().mean(0).sqrt()
     return allowed
 
@@ -117,6 +128,8 @@ def _floor(dtype: torch.dtype) -> float:
 
 def _sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     sizes = {name: t.abs() for name, t in expected.items()}
+    if sample.op in FUSION_OPS:
+        return sizes
     leaves, keep = _clean(sample)
     scores, dy = _scores(sample, leaves), sample.dy.to(torch.float64)
     logits, x = scores.detach(), leaves["x"].detach()
@@ -180,7 +193,7 @@ def _scores(sample: Sample, leaves: dict[str, Tensor], draw: int | None = None) 
 
 
 def _rounded(t: Tensor, draw: int | None) -> Tensor:
-    return t if draw is None else t * (1 + _TINY * _signs(t, draw))
+    return t if draw is None else t * (1 + TINY * _signs(t, draw))
 
 
 def faults(

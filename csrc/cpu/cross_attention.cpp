@@ -62,27 +62,27 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, OptionalTensor 
   CrossAttentionParams p = make_params(dense_q, dense_k, dense_v, mask, range, scale, plan);
   const ScalarType dtype = q.scalar_type();
   Tensor o = empty(q, {p.batch, p.queries, p.heads, p.width}, dtype);
-  Tensor lse = empty(q, {p.batch, p.heads, p.queries}, accumulate_type(dtype));
-  p.o = part_of(o, 0, 1, p.heads, p.width, 0), p.lse = lse.data_ptr();
+  Tensor stats = empty(q, {p.batch, p.heads, p.queries, 2}, accumulate_type(dtype));
+  p.o = part_of(o, 0, 1, p.heads, p.width, 0), p.stats = stats.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(cross_attention_forward, T, p);
   });
-  return {o, lse};
+  return {o, stats};
 }
 
 std::tuple<Tensor, Tensor> backward(Tensor dout, Tensor q, Tensor k, Tensor v, OptionalTensor mask,
-                                    OptionalTensor range, Tensor o, Tensor lse, double scale, bool packed) {
+                                    OptionalTensor range, Tensor o, Tensor stats, double scale, bool packed) {
   const Tensor dense_q = with_dense_rows(q), dense_k = with_dense_rows(k), dense_v = with_dense_rows(v);
-  const Tensor dense_dout = with_dense_rows(dout), dense_lse = torch::stable::contiguous(lse);
+  const Tensor dense_dout = with_dense_rows(dout), dense_stats = torch::stable::contiguous(stats);
   const Plan plan(k.size(0) * k.size(2), k.size(1), thread_count(), kGrain);
   CrossAttentionParams p = make_params(dense_q, dense_k, dense_v, mask, range, scale, plan);
   const ScalarType dtype = q.scalar_type();
   check_shape(dout, {p.batch, p.queries, p.heads, p.width}, "dout");
   check_dtype(dout, dtype, "dout");
-  check_shape(lse, {p.batch, p.heads, p.queries}, "lse");
+  check_shape(stats, {p.batch, p.heads, p.queries, 2}, "stats");
   STD_TORCH_CHECK(!packed || (p.queries == p.keys && p.heads == p.kv_heads), "packed: q and k differ in shape");
-  p.dout = heads_of(dense_dout), p.lse = dense_lse.data_ptr();
+  p.dout = heads_of(dense_dout), p.stats = dense_stats.data_ptr();
   Tensor dq = packed ? empty(q, {p.batch, p.keys, 3, p.heads, p.width}, dtype)
                      : empty(q, {p.batch, p.queries, p.heads, p.width}, dtype);
   Tensor dkv = packed ? empty(q, {0}, dtype) : empty(q, {p.batch, p.keys, 2, p.kv_heads, p.width}, dtype);

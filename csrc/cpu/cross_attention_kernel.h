@@ -42,7 +42,7 @@ class CrossAttention {
       state_ = frame_.take<C>(State::size(m_, dp_)), weights_ = frame_.take<C>(block_ * kp_);
       return;
     }
-    dout_ = frame_.take<C>(m_ * dp_);
+    dout_ = frame_.take<C>(m_ * dp_), top_ = frame_.take<C>(kp_), inverse_ = frame_.take<C>(kp_);
     dout_columns_ = engine_.make_columns(frame_, p.width, m_);
     q_spread_ = engine_.make_spread(frame_, p.width, m_), dout_spread_ = engine_.make_spread(frame_, p.width, m_);
   }
@@ -68,7 +68,11 @@ class CrossAttention {
 
   void finish(int64_t image, State& state) {
     begin_image(image);
-    finish_softmax(state, lse(), m_, dp_, C(1));
+    C* stats = static_cast<C*>(p_.stats) + 2 * image * m_;
+    for (int64_t m = 0; m < m_; ++m) {
+      stats[2 * m] = state.max[m], stats[2 * m + 1] = state.sum[m] == C(0) ? C(0) : C(1) / state.sum[m];
+      Layout::scale(state.acc, dp_, m, stats[2 * m + 1]);
+    }
     write_queries(state.acc, C(1), p_.o);
   }
 
@@ -99,7 +103,7 @@ class CrossAttention {
       load_rows(n, rows);
       engine_.times(k_rows_, 0, rows, q_columns_, p);
       range_.exclude(n, rows, p);
-      weights_from_lse(n, rows, p);
+      weights_again(n, rows, p);
       engine_.times(v_rows_, 0, rows, dout_columns_, dp);
       for (int64_t i = 0; i < rows; i += E::kStrip) {
         const int64_t count = std::min(E::kStrip, rows - i);
@@ -159,8 +163,6 @@ class CrossAttention {
     return p_.mask ? p_.mask + sample_ * p_.mask_batch + key * p_.mask_token : nullptr;
   }
 
-  C* lse() const { return static_cast<C*>(p_.lse) + image_ * m_; }
-
   template <typename Pointer>
   int64_t at_query(const Heads<Pointer>& to, int64_t m) const {
     const int64_t head = group_ * (p_.heads / p_.kv_heads) + m / p_.queries;
@@ -175,18 +177,24 @@ class CrossAttention {
     begin_image(image);
     if (backward_) return;
     backward_ = true;
-    load_queries(p_.q, p_.scale, q_, lse());
-    load_queries(p_.dout, 1, dout_, lse());
+    const C* stats = static_cast<const C*>(p_.stats) + 2 * image * m_;
+    zero(top_, kp_), zero(inverse_, kp_);
+    for (int64_t m = 0; m < m_; ++m) {
+      inverse_[m] = stats[2 * m + 1];
+      if (inverse_[m] != C(0)) top_[m] = stats[2 * m];  // else there is no key, and no largest score
+    }
+    load_queries(p_.q, p_.scale, q_, inverse_);
+    load_queries(p_.dout, 1, dout_, inverse_);
     E::set_columns(q_columns_, q_, m_), E::set_columns(dout_columns_, dout_, m_);
     E::set_spread(q_spread_, q_), E::set_spread(dout_spread_, dout_);
   }
 
-  // Queries, or what has their shape, times a factor. With `lse`, those without keys are 0: they may hold NaN.
-  void load_queries(const Heads<const void*>& from, double factor, C* to, const C* lse) const {
+  // Queries, or what has their shape, times a factor. With `inverse`, those without keys are 0: they may hold NaN.
+  void load_queries(const Heads<const void*>& from, double factor, C* to, const C* inverse) const {
     for (int64_t m = 0; m < m_; ++m) {
       C* row = to + m * dp_;
       zero(row + padded<C>(p_.width), dp_ - padded<C>(p_.width));
-      if (lse && lse[m] == -std::numeric_limits<C>::infinity()) {
+      if (inverse && inverse[m] == C(0)) {
         zero(row, padded<C>(p_.width));
         continue;
       }
@@ -208,17 +216,16 @@ class CrossAttention {
   }
 
   // Scores become weights; those of excluded keys are -inf by now, or masked.
-  void weights_from_lse(int64_t n, int64_t rows, C* p) {
+  void weights_again(int64_t n, int64_t rows, C* p) const {
     const uint8_t* mask = range_.any() ? nullptr : keep(n);
     constexpr C kNone = -std::numeric_limits<C>::infinity();
     for (int64_t m = 0; m < kp_; m += kLanes<C>) {
-      const Vec<C> all = load_part(lse() + m, std::min<int64_t>(kLanes<C>, m_ - m));
-      const Vec<C> shift = all == kNone ? Vec<C>{} : all;
+      const Vec<C> top = load(top_ + m), inverse = load(inverse_ + m);
       for (int64_t i = 0; i < rows; ++i) {
         C* at = p + i * kp_ + m;
         const Vec<C> s = load(at);
         const bool kept = !mask || mask[i * p_.mask_token];
-        store(at, kept ? (s == kNone ? Vec<C>{} : exp(s - shift)) : Vec<C>{});
+        store(at, kept ? (s == kNone ? Vec<C>{} : exp(s - top) * inverse) : Vec<C>{});
       }
     }
   }
@@ -244,7 +251,7 @@ class CrossAttention {
   C* q_;
   typename E::Columns q_columns_;
   KeyRange<C> range_;
-  C *row_, *weights_ = nullptr, *state_ = nullptr, *dout_ = nullptr;
+  C *row_, *weights_ = nullptr, *state_ = nullptr, *dout_ = nullptr, *top_ = nullptr, *inverse_ = nullptr;
   typename E::Columns dout_columns_;
   typename E::Spread q_spread_, dout_spread_;
   int64_t image_ = -1, sample_ = 0, group_ = 0, loaded_ = -1;

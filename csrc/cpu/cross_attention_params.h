@@ -13,7 +13,7 @@ struct Heads {
   int64_t batch, token, head;
 };
 
-// lse is contiguous. The "images" of the plan are the B h_kv pairs of a sample and a head of the keys.
+// The "images" of the plan are the B h_kv pairs of a sample and a head of the keys.
 struct CrossAttentionParams {
   int64_t batch, heads, kv_heads, queries, keys, width;  // B, h, h_kv, L, N, d
   Heads<const void*> q, k, v;
@@ -24,7 +24,7 @@ struct CrossAttentionParams {
   int64_t range_batch, range_query, range_end;  // strides; the end of a range lies range_end behind its start
   double scale;
   Heads<void*> o;
-  void* lse;       // [B,h,L]
+  void* stats;     // [B,h,L,2]: largest score and 1 / sum of exponentials below it, -inf and 0 without keys; contiguous
   void* partials;  // forward: a pooling state for each partial segment of the plan
   Heads<const void*> dout;
   Heads<void*> dq, dk, dv;

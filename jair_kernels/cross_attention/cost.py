@@ -24,5 +24,5 @@ def backward_bytes(b: int, h: int, h_kv: int, l: int, n: int, d: int, itemsize: 
 
 
 def saved_bytes(b: int, h: int, l: int, d: int, itemsize: int) -> int:
-    """Kept for the backward beside q, k and v: y and the log-sum-exps."""
-    return b * h * l * (itemsize * d + max(itemsize, 4))
+    """Kept for the backward beside q, k and v: y and two numbers for each softmax."""
+    return b * h * l * (itemsize * d + 2 * max(itemsize, 4))

@@ -23,7 +23,7 @@ def _fake_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_range: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     b, l, h, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((b, h, l), dtype=accumulate_dtype(q.dtype))
+    return q.new_empty(q.shape), q.new_empty((b, h, l, 2), dtype=accumulate_dtype(q.dtype))
 
 
 def _fake_backward(
@@ -34,7 +34,7 @@ def _fake_backward(
     mask: Tensor | None,
     kv_range: Tensor | None,
     o: Tensor,
-    lse: Tensor,
+    stats: Tensor,
     scale: float,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ _register()
 
 
 class _CrossAttention(torch.autograd.Function):
-    """Saves q, k, v, y and the log-sum-exps [B,h,L]."""
+    """Saves q, k, v, y, and the largest score and inverse sum of every softmax [B,h,L,2]."""
 
     generate_vmap_rule = True
 
@@ -93,8 +93,8 @@ class _CrossAttention(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         run = kernel("fused_cross_attention", backend).forward
-        o, lse = run(*(cast(t, dtype).transpose(1, 2) for t in (q, k, v)), mask, kv_range, scale)
-        return o.transpose(1, 2), lse
+        o, stats = run(*(cast(t, dtype).transpose(1, 2) for t in (q, k, v)), mask, kv_range, scale)
+        return o.transpose(1, 2), stats
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -105,13 +105,13 @@ class _CrossAttention(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once("fused_cross_attention")
-    def backward(ctx: Any, dy: Tensor | None, dlse: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dstats: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 8
-        q, k, v, mask, kv_range, y, lse = ctx.saved_tensors
+        q, k, v, mask, kv_range, y, stats = ctx.saved_tensors
         run = kernel("fused_cross_attention", ctx.backend).backward
         inputs = (cast(t, ctx.dtype).transpose(1, 2) for t in (q, k, v))
-        dq, dkv = run(dy.transpose(1, 2), *inputs, mask, kv_range, y.transpose(1, 2), lse, ctx.scale, False)
+        dq, dkv = run(dy.transpose(1, 2), *inputs, mask, kv_range, y.transpose(1, 2), stats, ctx.scale, False)
         grads = (dq.transpose(1, 2), dkv[:, :, 0].transpose(1, 2), dkv[:, :, 1].transpose(1, 2))
         return *grads_like(grads, (q, k, v), ctx.needs_input_grad[:3]), None, None, None, None, None
 

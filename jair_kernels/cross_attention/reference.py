@@ -38,7 +38,7 @@ def cross_attention(
     if mask is not None:
         k, v = (t.masked_fill(~mask[:, None, :, None], 0) for t in (k, v))
     if kv_range is not None:
-        # 0 NaN = NaN: a key that is not finite must be 0 in the products for the queries that do not attend it.
+        # 0 NaN = NaN: queries that do not attend a key which is not finite must meet a 0 in the products.
         broken = ~(k.isfinite().all(-1) & v.isfinite().all(-1)).unsqueeze(2)
         k, v = (t.masked_fill(broken.mT, 0) for t in (k, v))
     scores = (q * (q.shape[3] ** -0.5 if scale is None else scale)) @ k.mT

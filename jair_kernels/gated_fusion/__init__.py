@@ -10,6 +10,8 @@ from jair_kernels.gated_fusion.op import run
 from jair_kernels.gated_fusion.params import GatedFusionParams
 from jair_kernels.gated_fusion.reference import gated_fusion
 
+__all__ = ["GatedFusionParams", "fused_gated_fusion"]
+
 FORMS = ("jair", "flamingo")
 
 
@@ -37,8 +39,8 @@ def fused_gated_fusion(
     Args:
         t: [B,L,D], float32, bfloat16, float16 or float64; B may be 0.
         f: [B,N,D_kv], same dtype and device.
-        params: a GatedFusionParams. A norm whose weight is None is skipped, a gate that is None is 1. Gates are
-            [1] or [D]. wk and wv may have fewer heads than wq (a divisor of num_heads).
+        params: a GatedFusionParams. A norm whose weight is None is skipped, a gate that is None is 1.
+            Gates are [1] or [D]. wk and wv may have fewer heads than wq (a divisor of num_heads).
         num_heads: heads of the queries; the head width d is rows of wq / num_heads, up to 256.
         form: "jair" (Eq. 3) or "flamingo"; norm_mlp belongs to "flamingo" alone.
         mask: bool [B,N], True = keep: padding of f. A masked token has no effect, not even a NaN in it.
@@ -48,8 +50,8 @@ def fused_gated_fusion(
         backend: "reference", "cpu", "triton"; None = the fastest that fits.
 
     Returns:
-        y [B,L,D] in t's dtype, or in the autocast dtype. Where nothing may be attended, softmax(..) v is zero;
-        bo and the residual stay.
+        y [B,L,D] in t's dtype, or in the autocast dtype. Where nothing may be attended, softmax(..) v is
+        zero; bo and the residual stay.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape, device, layout, option or backend.
@@ -60,7 +62,7 @@ def fused_gated_fusion(
     check.main_input("t", t, "B L D", nonempty="L D")
     autocast = check.autocast_dtype(t)
     mixed = autocast is not None
-    b, l, width = t.shape
+    b, l, _ = t.shape
     check.operand("f", f, "B N D_kv", (b, None, None), t, mixed)
     n = f.shape[1]
     check.choice("form", form, FORMS)
@@ -103,7 +105,8 @@ def _check_params(
     kv_inner = p.wk.shape[0]
     if kv_inner % d or num_heads % (kv_inner // d):
         raise ValueError(
-            f"params.wk: expected h_kv {d} rows with h_kv a divisor of num_heads = {num_heads}, got {kv_inner}"
+            f"params.wk: expected h_kv d rows, d = {d} and h_kv a divisor of num_heads = {num_heads}, "
+            f"got {kv_inner}"
         )
     check.operand("params.wv", p.wv, "h_kv_d D_kv", (kv_inner, kv_width), t, mixed)
     check.operand("params.wo", p.wo, "D h_d", (width, inner), t, mixed)

@@ -38,8 +38,8 @@ class _Parts:
 
 
 class _GatedFusion(torch.autograd.Function):
-    """Saves t, f, q, k, v, the attention's output and log-sum-exps, the middle residual and h; norms, the GELU and
-    both branches' outputs are not kept.
+    """Saves t, f, q, k, v, the attention's output and softmax statistics, the middle residual and h; norms,
+    the GELU and both branches' outputs are not kept.
     """
 
     generate_vmap_rule = True
@@ -68,7 +68,7 @@ class _GatedFusion(torch.autograd.Function):
         q = _blocks.linear(a, s.wq, p.bq).view(b, l, num_heads, s.width)
         k = _blocks.linear(c, s.wk, p.bk).view(b, n, s.kv_heads, s.width)
         v = _blocks.linear(c, s.wv, p.bv).view(b, n, s.kv_heads, s.width)
-        o, lse = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
+        o, stats = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
         attended = o.view(b * l, -1) @ s.out.weight.mT
         if jair:
             base = None if s.norm_t.weight is None else (stats_t, s.norm_t)
@@ -77,7 +77,7 @@ class _GatedFusion(torch.autograd.Function):
         else:
             middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.bo, p.alpha, s.norm_mlp)
         y, h = _mlp.forward(backend, middle, a, s.mlp)
-        return y.view(b, l, width), q, k, v, o, lse, middle, stats_t, stats_f, stats_mlp, h
+        return y.view(b, l, width), q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -95,11 +95,11 @@ class _GatedFusion(torch.autograd.Function):
             return (None,) * (10 + count)
         t, f, mask, kv_range, *tensors = ctx.saved_tensors
         p = GatedFusionParams(*tensors[:count])
-        q, k, v, o, lse, middle, stats_t, stats_f, stats_mlp, h = tensors[count:]
+        q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h = tensors[count:]
         backend, dtype = ctx.backend, ctx.dtype
         s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
         need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
-        needs = GatedFusionParams(*need_params)
+        needs: Any = GatedFusionParams(*need_params)
         (b, l, width), (n, kv_width) = t.shape, f.shape[1:]
         t_rows = cast(t, dtype).reshape(b * l, width)
         f_rows = zero_masked(cast(f, dtype), mask).reshape(b * n, kv_width)
@@ -107,15 +107,15 @@ class _GatedFusion(torch.autograd.Function):
 
         norm_mlp = Norm(None, None, ctx.eps) if ctx.jair else s.norm_mlp
         a = _blocks.norm_again(backend, middle, stats_mlp, norm_mlp)
-        wanted = (needs.w1, needs.b1, needs.w2, needs.b2, needs.beta)
-        of_mlp = _mlp.backward(backend, dy, a, h, s.mlp, wanted)  # type: ignore[arg-type]
+        of_weights = (needs.w1, needs.b1, needs.w2, needs.b2, needs.beta)
+        of_mlp = _mlp.backward(backend, dy, a, h, s.mlp, of_weights)
         dz, dmlp_weight, dmlp_bias = _blocks.norm_backward(backend, of_mlp.a, dy, middle, stats_mlp, norm_mlp)
 
-        wanted = (needs.wo, needs.bo, needs.alpha)  # type: ignore[assignment]
-        dwo, dbo, dalpha = s.out.backward(dz, o.view(b * l, -1), wanted)  # type: ignore[arg-type]
+        wanted = (needs.wo, needs.bo, needs.alpha)
+        dwo, dbo, dalpha = s.out.backward(dz, o.view(b * l, -1), wanted)
         dout = s.out.through(dz).view(o.shape)
         attention = block("cross_attention", backend).backward
-        dq, dkv = attention(dout, q, k, v, mask, kv_range, o, lse, s.width**-0.5, False)
+        dq, dkv = attention(dout, q, k, v, mask, kv_range, o, stats, s.width**-0.5, False)
         dq, dkv = dq.view(b * l, -1), dkv.view(b * n, -1)
         dk, dv = dkv.chunk(2, dim=1)
 
@@ -131,31 +131,31 @@ class _GatedFusion(torch.autograd.Function):
             dc = torch.addmm(dk @ s.wk, dv, s.wv)
             df, df_weight, df_bias = _blocks.norm_backward(backend, dc, None, f_rows, stats_f, s.norm_f)
             df = zero_masked(df.view(f.shape), mask)
-        of_params = GatedFusionParams(
-            norm_t_weight=dt_weight,
-            norm_t_bias=dt_bias,
-            norm_f_weight=df_weight,
-            norm_f_bias=df_bias,
-            wq=dq.mT @ a if needs.wq else None,  # type: ignore[arg-type]
-            bq=_blocks.column_sum(dq) if needs.bq else None,
-            wk=dwk,  # type: ignore[arg-type]
-            bk=None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it
-            wv=dwv,  # type: ignore[arg-type]
-            bv=_blocks.column_sum(dv) if needs.bv else None,
-            wo=dwo,  # type: ignore[arg-type]
-            bo=dbo,
-            norm_mlp_weight=dmlp_weight,
-            norm_mlp_bias=dmlp_bias,
-            w1=of_mlp.w1,  # type: ignore[arg-type]
-            b1=of_mlp.b1,
-            w2=of_mlp.w2,  # type: ignore[arg-type]
-            b2=of_mlp.b2,
-            alpha=dalpha,
-            beta=of_mlp.gate,
-        )
-        dt = cast(dt, t.dtype).view(t.shape) if need_t else None
-        df = cast(df, f.dtype) if need_f and df is not None else None
-        return dt, df, *(None,) * 8, *_blocks.like_inputs(of_params, p, needs)
+        grads = {
+            "norm_t_weight": dt_weight,
+            "norm_t_bias": dt_bias,
+            "norm_f_weight": df_weight,
+            "norm_f_bias": df_bias,
+            "wq": dq.mT @ a if needs.wq else None,
+            "bq": _blocks.column_sum(dq) if needs.bq else None,
+            "wk": dwk,
+            "bk": None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it
+            "wv": dwv,
+            "bv": _blocks.column_sum(dv) if needs.bv else None,
+            "wo": dwo,
+            "bo": dbo,
+            "norm_mlp_weight": dmlp_weight,
+            "norm_mlp_bias": dmlp_bias,
+            "w1": of_mlp.w1,
+            "b1": of_mlp.b1,
+            "w2": of_mlp.w2,
+            "b2": of_mlp.b2,
+            "alpha": dalpha,
+            "beta": of_mlp.gate,
+        }
+        of_t = cast(dt, t.dtype).view(t.shape) if need_t else None
+        of_f = cast(df, f.dtype) if need_f and df is not None else None
+        return of_t, of_f, *(None,) * 8, *_blocks.like_inputs(grads, p, needs)
 
 
 apply = Differentiable("fused_gated_fusion", _GatedFusion)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from jair_kernels import _checks as check
@@ -45,15 +47,16 @@ def fused_latent_resample(
         num_heads: h.
         num_kv_heads: h_kv, a divisor of h; query head i uses head i // (h / h_kv). None = h.
         bq, bk, bv, bo: biases of the four projections or None.
-        x_norm, latents_norm: (weight, bias or None) of a LayerNorm over the tokens, over the latents; None = not
-            normalised.
-        attend_latents: keys are the tokens followed by the latents, through the same wk and wv; needs D_kv = D.
-        mask: bool [B,N], True = keep; latents are always kept. A masked token has no effect, not even a NaN in
-            it; without any key attention gives zeros, to which wo and bo are applied.
+        x_norm, latents_norm: (weight, bias or None) of a LayerNorm over the tokens and over the latents;
+            None = not normalised.
+        attend_latents: keys are the tokens followed by the latents, through the same wk and wv; this needs
+            D_kv = D.
+        mask: bool [B,N], True = keep; latents are always kept. A masked token has no effect, not even a NaN
+            in it; without any key attention gives zeros, to which wo and bo are applied.
         eps: added to the variance in both norms.
-        method: "projected" computes k and v of every token; "absorbed" moves wk into the queries and wv behind
-            the pooling, which is fewer operations for few latents; both agree to rounding. "auto" takes the
-            one with fewer operations, from shapes alone.
+        method: "projected" computes k and v of every token; "absorbed" moves wk into the queries and wv
+            behind the pooling, which is fewer operations for few latents; both agree to rounding. "auto"
+            takes the one with fewer operations, from shapes alone.
         backend: "reference" (always projected), "cpu", "triton"; None = the fastest that fits.
 
     Returns:
@@ -105,9 +108,16 @@ def fused_latent_resample(
     check.positive("eps", eps)
     check.choice("method", method, METHODS)
     chosen = select("fused_latent_resample", backend, x, latents, wq, wk)
-    options = {"num_heads": num_heads, "num_kv_heads": kv_heads, "bq": bq, "bk": bk, "bv": bv, "bo": bo}
+    options: dict[str, Any] = {
+        "num_heads": num_heads,
+        "num_kv_heads": kv_heads,
+        "bq": bq,
+        "bk": bk,
+        "bv": bv,
+        "bo": bo,
+    }
     options |= {"x_norm": x_norm, "latents_norm": latents_norm, "attend_latents": attend_latents}
     options |= {"mask": mask, "eps": eps, "method": method}
     if chosen == "reference":
-        return latent_resample(x, latents, wq, wk, wv, wo, **options)  # type: ignore[arg-type]
+        return latent_resample(x, latents, wq, wk, wv, wo, **options)
     return run(x, latents, wq, wk, wv, wo, **options, dtype=autocast or x.dtype, backend=chosen)

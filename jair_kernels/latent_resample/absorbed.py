@@ -1,12 +1,14 @@
-"""The absorbed form: keys are scored and pooled as they are, wk moves into the queries, wv behind the pooling.
+"""The absorbed form: keys are scored and pooled as they are; wk moves into the queries, wv behind that.
 
-With head i of group g, scale the softmax's, and xhat the tokens normalised without scale gamma and shift beta,
+With head i of group g, scale the softmax's, and xhat the tokens normalised without their
+scale gamma and shift beta,
 
-    queries_i = scale q_i (wk_g diag(gamma))          scores = queries xhat^T (a shift, and bk, cancel in the softmax)
+    queries_i = scale q_i (wk_g diag(gamma))    (beta and bk cancel in the softmax)
+    scores = queries xhat^T
     out_i = (softmax(scores) xhat) (wv_g diag(gamma))^T + (bv_g + wv_g beta)
 
-so that gradients of gamma and beta are sums over weight gradients, and no token is normalised in memory. Where the
-latents are attended too, all keys are written down, and gamma = 1, beta = 0 above.
+so that gradients of gamma and beta are sums over weight gradients, and no token is normalised in memory.
+Where the latents are attended too, all keys are written down, and gamma = 1, beta = 0 above.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def _weights(t: Tensors, o: Options) -> _Weights:
             bv = shift if bv is None else bv + shift
         wk, wv = (w.to(wide) * t.x_weight.to(wide) for w in (wk, wv))
     split = (o.kv_heads, -1, t.wk.shape[1])
-    by_group = (cast(w, o.dtype).reshape(split) for w in (wk, wv))
-    return _Weights(*by_group, None if bv is None else bv.view(o.kv_heads, -1), folded)
+    wk, wv = (cast(w, o.dtype).reshape(split) for w in (wk, wv))
+    return _Weights(wk, wv, None if bv is None else bv.view(o.kv_heads, -1), folded)
 
 
 def _to_groups(rows: Tensor, g: int) -> Tensor:
@@ -144,24 +146,24 @@ class _Absorbed(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once("fused_latent_resample")
-    def backward(ctx: Any, dy: Optional, *_: None) -> tuple[Optional, ...]:
+    def backward(ctx: Any, dy: Optional, *others: None) -> tuple[Optional, ...]:
         count = len(Tensors._fields)
         if dy is None:
             return (None,) * (7 + count)
         mask, *saved = ctx.saved_tensors
         t, (pooled, out, lse, stats, stats_z, stats_keys) = Tensors(*saved[:count]), saved[count:]
         o = Options(*ctx.options)
-        needs = Tensors(*ctx.needs_input_grad[7:])
+        needs: Any = Tensors(*ctx.needs_input_grad[7:])
         b, l = t.x.shape[0], t.latents.shape[-2]
         x_norm, latents_norm = norms(t, o)
-        latents, _, _ = latent_rows(t, o, stats_z)
+        latents = latent_rows(t, o, stats_z)[0]
         z = _blocks.norm_again(o.backend, latents.flatten(0, -2), stats_z, latents_norm)
         weights = _weights(t, o)
         grouped, queries = _queries(t, o, z, weights)
 
         dy = cast(dy, o.dtype).reshape(b * l, -1)
         last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
-        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))  # type: ignore[arg-type]
+        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))
         dout = last.through(dy).view(out.shape)
         if mask is not None and not o.attend_latents:
             dout = dout.masked_fill(_empty(lse, l), 0)
@@ -172,7 +174,7 @@ class _Absorbed(torch.autograd.Function):
 
         keys, rows = cast(t.x, o.dtype), None
         if o.attend_latents:
-            rows, _, _ = token_rows(t, mask, o, stats_keys)
+            rows = token_rows(t, mask, o, stats_keys)[0]
             normed = _blocks.norm_again(o.backend, rows, stats_keys, x_norm)
             keys = keys_of(o.backend, normed, z.view(latents.shape), b, o).view(b, -1, t.x.shape[2])
         pool = block("query_pool", o.backend).backward
@@ -204,22 +206,22 @@ class _Absorbed(torch.autograd.Function):
         dlatents, latents_weight, latents_bias = _blocks.norm_backward(
             o.backend, dz, None, latents.flatten(0, -2), stats_z, latents_norm
         )
-        grads = Tensors(
-            x=dx,
-            latents=dlatents.view(t.latents.shape),
-            wq=dq.mT @ z,
-            bq=_blocks.column_sum(dq),
-            wk=dwk,
-            bk=None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
-            wv=dwv,
-            bv=dbv,
-            wo=dwo,  # type: ignore[arg-type]
-            bo=dbo,
-            x_weight=x_weight,
-            x_bias=x_bias,
-            latents_weight=latents_weight,
-            latents_bias=latents_bias,
-        )
+        grads = {
+            "x": dx,
+            "latents": dlatents.view(t.latents.shape),
+            "wq": dq.mT @ z,
+            "bq": _blocks.column_sum(dq),
+            "wk": dwk,
+            "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
+            "wv": dwv,
+            "bv": dbv,
+            "wo": dwo,
+            "bo": dbo,
+            "x_weight": x_weight,
+            "x_bias": x_bias,
+            "latents_weight": latents_weight,
+            "latents_bias": latents_bias,
+        }
         return *(None,) * 7, *_blocks.like_inputs(grads, t, needs)
 
 

@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 
 def keys_of(backend: str, normed: Tensor, latents: Tensor, b: int, o: Options) -> Tensor:
-    """Rows of the keys: tokens [B N, D_kv], each sample's followed by the latents where these are attended."""
+    """Rows of the keys [B keys, D_kv]: a sample's tokens, then its latents where these are attended."""
     if not o.attend_latents:
         return normed
     tokens, appended = (

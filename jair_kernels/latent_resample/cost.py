@@ -1,4 +1,7 @@
-"""Exact operation counts of fused_latent_resample (a multiply-accumulate counts as 2 FLOPs), and the choice by them."""
+"""Exact operation counts of fused_latent_resample, and the choice of a form by them.
+
+A multiply-accumulate counts as 2 FLOPs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def projected_flops(s: Sizes) -> int:
 
 
 def absorbed_flops(s: Sizes) -> int:
-    """Scores and pooling over raw keys; wk into the queries, once if they are shared, and wv behind the pooling."""
+    """Scores and pooling over raw keys; wk into the queries, once if shared, and wv behind the pooling."""
     pooling = 2 * s.b * s.l * s.keys * s.h * s.kv_width
     small = s.l * s.h * s.d * s.kv_width * ((1 if s.shared else s.b) + s.b)
     return 2 * (pooling + small) + _ends(s)

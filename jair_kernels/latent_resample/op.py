@@ -1,4 +1,4 @@
-"""fused_latent_resample: the projected form on attention, the absorbed form on pooling by a matrix of queries."""
+"""fused_latent_resample for the dispatcher: the choice of a form, and the projected one, on attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ register_composed("fused_latent_resample", *_blocks.NEEDED, "query_pool")
 
 
 class _Projected(torch.autograd.Function):
-    """Saves inputs, q, k, v, the attention's output and log-sum-exps, and the norms' statistics."""
+    """Saves inputs, q, k, v, the attention's output and softmax statistics, and the norms' statistics."""
 
     generate_vmap_rule = True
 
@@ -55,9 +55,9 @@ class _Projected(torch.autograd.Function):
         k = _blocks.linear(keys, cast(t.wk, dtype), t.bk).view(b, -1, kv_heads, d)
         v = _blocks.linear(keys, cast(t.wv, dtype), t.bv).view(b, -1, kv_heads, d)
         attention = block("cross_attention", backend).forward
-        out, lse = attention(q.expand(b, -1, -1, -1), k, v, extended(mask, t, o), None, d**-0.5)
+        out, stats = attention(q.expand(b, -1, -1, -1), k, v, extended(mask, t, o), None, d**-0.5)
         y = _blocks.linear(out.view(b * l, -1), cast(t.wo, dtype), t.bo)
-        return y.view(b, l, -1), q, k, v, out, lse, stats_z, stats_x
+        return y.view(b, l, -1), q, k, v, out, stats, stats_z, stats_x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -74,25 +74,25 @@ class _Projected(torch.autograd.Function):
         if dy is None:
             return (None,) * (7 + count)
         mask, *saved = ctx.saved_tensors
-        t, (q, k, v, out, lse, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
+        t, (q, k, v, out, stats, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
         o = Options(*ctx.options)
-        needs = Tensors(*ctx.needs_input_grad[7:])
+        needs: Any = Tensors(*ctx.needs_input_grad[7:])
         backend, dtype = o.backend, o.dtype
         b, l, d = t.x.shape[0], t.latents.shape[-2], q.shape[3]
-        latents, _, _ = latent_rows(t, o, stats_z)
+        latents = latent_rows(t, o, stats_z)[0]
         z = _blocks.norm_again(backend, latents.flatten(0, -2), stats_z, norms(t, o)[1])
-        rows, _, _ = token_rows(t, mask, o, stats_x)
+        rows = token_rows(t, mask, o, stats_x)[0]
         keys = keys_of(
             backend, _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0]), z.view(latents.shape), b, o
         )
 
         dy = cast(dy, dtype).reshape(b * l, -1)
         last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
-        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))  # type: ignore[arg-type]
+        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))
         attention = block("cross_attention", backend).backward
         dout = last.through(dy).view(out.shape)
         whole = q.expand(b, -1, -1, -1)
-        dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, lse, d**-0.5, False)
+        dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, stats, d**-0.5, False)
         dq = sum_if(dq, t.latents.dim() == 2).view(-1, t.wq.shape[0])
         dkv = dkv.flatten(0, 1).flatten(1)
         dk, dv = dkv.chunk(2, dim=1)
@@ -116,22 +116,22 @@ class _Projected(torch.autograd.Function):
         dwk = dwv = None
         if needs.wk or needs.wv:
             dwk, dwv = (dkv.mT @ keys).chunk(2)
-        grads = Tensors(
-            x=dx,  # type: ignore[arg-type]
-            latents=dlatents.view(t.latents.shape),
-            wq=dq.mT @ z,
-            bq=_blocks.column_sum(dq),
-            wk=dwk,  # type: ignore[arg-type]
-            bk=None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
-            wv=dwv,  # type: ignore[arg-type]
-            bv=_blocks.column_sum(dv),
-            wo=dwo,  # type: ignore[arg-type]
-            bo=dbo,
-            x_weight=x_weight,
-            x_bias=x_bias,
-            latents_weight=latents_weight,
-            latents_bias=latents_bias,
-        )
+        grads = {
+            "x": dx,
+            "latents": dlatents.view(t.latents.shape),
+            "wq": dq.mT @ z,
+            "bq": _blocks.column_sum(dq),
+            "wk": dwk,
+            "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
+            "wv": dwv,
+            "bv": _blocks.column_sum(dv),
+            "wo": dwo,
+            "bo": dbo,
+            "x_weight": x_weight,
+            "x_bias": x_bias,
+            "latents_weight": latents_weight,
+            "latents_bias": latents_bias,
+        }
         return *(None,) * 7, *_blocks.like_inputs(grads, t, needs)
 
 

@@ -36,7 +36,7 @@ def latent_resample(
 ) -> Tensor:
     """wo Attn(latents, x) + bo, as the projected form; see `fused_latent_resample`."""
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-    b, n, _ = x.shape
+    b = x.shape[0]
     keys = zero_masked(x, mask)
     if x_norm is not None:
         keys = layer_norm(keys, *x_norm, eps)

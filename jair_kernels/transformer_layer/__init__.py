@@ -10,6 +10,8 @@ from jair_kernels.transformer_layer.op import run
 from jair_kernels.transformer_layer.params import TransformerLayerParams
 from jair_kernels.transformer_layer.reference import transformer_layer
 
+__all__ = ["TransformerLayerParams", "fused_transformer_layer"]
+
 
 def fused_transformer_layer(
     x: torch.Tensor,
@@ -31,8 +33,8 @@ def fused_transformer_layer(
         x: tokens [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
         params: a TransformerLayerParams. A norm whose weight is None is skipped.
         num_heads: h; the head width is D / h, up to 256.
-        mask: bool [B,N], True = keep: padding. A masked token counts as zero, whatever it holds: it is attended
-            by none, its own output is finite, and its gradient is zero.
+        mask: bool [B,N], True = keep: padding. A masked token counts as zero, whatever it holds: it is
+            attended by none, its own output is finite, and its gradient is zero.
         causal: token n attends tokens 0..n alone.
         eps: added to the variance in both norms.
         approximate: "none" (erf) or "tanh", as in torch.nn.functional.gelu.

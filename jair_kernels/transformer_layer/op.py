@@ -27,8 +27,8 @@ def _parts(p: TransformerLayerParams, eps: float, tanh: bool, dtype: torch.dtype
 
 
 class _TransformerLayer(torch.autograd.Function):
-    """Saves x, qkv, the attention's output and log-sum-exps, the middle residual and h: 6 D + M a token; both norms
-    and the GELU are computed again.
+    """Saves x, qkv, the attention's output and softmax statistics, the middle residual and h: 6 D + M a
+    token; both norms and the GELU are computed again.
     """
 
     generate_vmap_rule = True
@@ -54,11 +54,11 @@ class _TransformerLayer(torch.autograd.Function):
         q, k, v = qkv.view(b, n, 3, num_heads, width // num_heads).unbind(2)
         scale = (width // num_heads) ** -0.5
         allowed = causal_range(x) if causal else None
-        o, lse = block("cross_attention", backend).forward(q, k, v, mask, allowed, scale)
+        o, stats = block("cross_attention", backend).forward(q, k, v, mask, allowed, scale)
         attended = o.view(b * n, width) @ cast(p.wo, dtype).mT
         middle, a, stats2 = _blocks.add_then_norm(backend, rows, attended, p.bo, None, norm2)
         y, h = _mlp.forward(backend, middle, a, mlp)
-        return y.view(b, n, width), qkv, o, lse, middle, stats1, stats2, h
+        return y.view(b, n, width), qkv, o, stats, middle, stats1, stats2, h
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -75,27 +75,27 @@ class _TransformerLayer(torch.autograd.Function):
             return (None,) * (8 + count)
         x, mask, *tensors = ctx.saved_tensors
         p = TransformerLayerParams(*tensors[:count])
-        qkv, o, lse, middle, stats1, stats2, h = tensors[count:]
+        qkv, o, stats, middle, stats1, stats2, h = tensors[count:]
         backend, dtype = ctx.backend, ctx.dtype
         norm1, norm2, mlp = _parts(p, ctx.eps, ctx.tanh, dtype)
-        needs = TransformerLayerParams(*ctx.needs_input_grad[8:])  # type: ignore[arg-type]
+        needs: Any = TransformerLayerParams(*ctx.needs_input_grad[8:])
         b, n, width = x.shape
         rows = zero_masked(cast(x, dtype), mask).reshape(b * n, width)
         dy = cast(dy, dtype).reshape(b * n, width)
 
         a = _blocks.norm_again(backend, middle, stats2, norm2)
         wanted = (needs.w1, needs.b1, needs.w2, needs.b2, False)
-        grads = _mlp.backward(backend, dy, a, h, mlp, wanted)  # type: ignore[arg-type]
+        grads = _mlp.backward(backend, dy, a, h, mlp, wanted)
         dz, dnorm2_weight, dnorm2_bias = _blocks.norm_backward(backend, grads.a, dy, middle, stats2, norm2)
 
         last = _blocks.Gated(cast(p.wo, dtype), p.bo, None)
-        dwo, dbo, _gate = last.backward(dz, o.view(b * n, width), (needs.wo, needs.bo, False))  # type: ignore[arg-type]
+        dwo, dbo, _gate = last.backward(dz, o.view(b * n, width), (needs.wo, needs.bo, False))
         dout = last.through(dz).view(o.shape)
         q, k, v = qkv.view(b, n, 3, ctx.num_heads, -1).unbind(2)
         allowed = causal_range(x) if ctx.causal else None
         scale = (width // ctx.num_heads) ** -0.5
         attention = block("cross_attention", backend).backward
-        dqkv, _empty = attention(dout, q, k, v, mask, allowed, o, lse, scale, True)
+        dqkv, _empty = attention(dout, q, k, v, mask, allowed, o, stats, scale, True)
         dqkv = dqkv.view(b * n, 3 * width)
         a = _blocks.norm_again(backend, rows, stats1, norm1)
         dwqkv = dqkv.mT @ a if needs.wqkv else None
@@ -104,18 +104,21 @@ class _TransformerLayer(torch.autograd.Function):
             backend, dqkv @ cast(p.wqkv, dtype), dz, rows, stats1, norm1
         )
         dx = zero_masked(dx.view(b, n, width), mask)
-        of_params = TransformerLayerParams(
-            dnorm1_weight,
-            dnorm1_bias,
-            dwqkv,
-            dbqkv,
-            dwo,
-            dbo,
-            dnorm2_weight,
-            dnorm2_bias,
-            *grads[1:5],  # type: ignore[arg-type]
-        )
-        return (dx.to(x.dtype), *(None,) * 7, *_blocks.like_inputs(of_params, p, needs))
+        of_params = {
+            "norm1_weight": dnorm1_weight,
+            "norm1_bias": dnorm1_bias,
+            "wqkv": dwqkv,
+            "bqkv": dbqkv,
+            "wo": dwo,
+            "bo": dbo,
+            "norm2_weight": dnorm2_weight,
+            "norm2_bias": dnorm2_bias,
+            "w1": grads.w1,
+            "b1": grads.b1,
+            "w2": grads.w2,
+            "b2": grads.b2,
+        }
+        return (cast(dx, x.dtype), *(None,) * 7, *_blocks.like_inputs(of_params, p, needs))
 
 
 def _query_and_value_sums(dqkv: Tensor) -> Tensor:

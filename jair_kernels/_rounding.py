@@ -1,0 +1,100 @@
+"""A plain-PyTorch expression in float64 with the rounding errors of a lower precision, scaled down.
+
+Within `rounded(draw)` the result of every product, softmax, norm and activation carries relative errors of
+size TINY and random sign, and so does the gradient that passes it. What that does to outputs and gradients,
+divided by TINY, is what one unit in the last place of every intermediate may do to them: the least that any
+implementation can promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+Tensor = torch.Tensor
+
+TINY = 2.0**-26  # stands for a derivative in float64
+
+_ROUNDED = (
+    "matmul",
+    "__matmul__",
+    "linear",
+    "layer_norm",
+    "gelu",
+    "tanh",
+    "__add__",
+    "add",
+    "__mul__",
+    "mul",
+)
+
+
+def signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random +1 and -1."""
+    return torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
+
+
+class _Rounded(torch.autograd.Function):
+    """x, and the gradient on its way back, each with errors of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, generator: torch.Generator) -> Tensor:
+        ctx.generator = generator
+        return x * (1 + TINY * signs(x, generator))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * (1 + TINY * signs(grad, ctx.generator)), None
+
+
+class _RoundedSoftmax(torch.autograd.Function):
+    """softmax over an axis. dS = p (dP - delta) is a difference whose terms are rounded, which for one key,
+    equal keys or one dominant weight is all that is left of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, dim: int, generator: torch.Generator) -> Tensor:
+        p = scores.softmax(dim)
+        p = p * (1 + TINY * signs(p, generator))
+        ctx.save_for_backward(p)
+        ctx.dim, ctx.generator = dim, generator
+        return p
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (p,) = ctx.saved_tensors
+        terms = p * grad
+        delta = terms.sum(ctx.dim, keepdim=True)
+        noise = terms * signs(terms, ctx.generator) - p * delta * signs(delta, ctx.generator)
+        return terms - p * delta + TINY * noise, None, None
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, draw: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(draw)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        options = kwargs or {}
+        if name == "softmax":
+            return _RoundedSoftmax.apply(
+                args[0], options.get("dim", args[1] if len(args) > 1 else -1), self.generator
+            )
+        result = func(*args, **options)
+        if name in _ROUNDED and isinstance(result, Tensor) and result.is_floating_point():
+            return _Rounded.apply(result, self.generator)
+        return result
+
+
+@contextmanager
+def rounded(draw: int) -> Iterator[None]:
+    """Within the block PyTorch computes with the errors of this draw."""
+    with _Mode(draw):
+        yield

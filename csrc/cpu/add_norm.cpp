@@ -70,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, OptionalTensor x_stats, Opt
   AddNormParams p = in.params(norm, eps);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
   const auto rows = [&](bool wanted) { return wanted ? empty(x, {p.rows, p.width}, dtype) : empty(x, {0}, dtype); };
-  Tensor z = rows(p.x_stats || p.update), y = rows(norm);
+  Tensor z = rows(x_stats || update), y = rows(norm);
   Tensor stats = norm ? empty(x, {p.rows, 2}, statistic) : empty(x, {0}, statistic);
   p.z = z.data_ptr(), p.y = y.data_ptr(), p.stats = stats.data_ptr();
   const RowShares shares(p.rows, p.width, kLeast);

@@ -87,11 +87,12 @@ class AddNorm {
     });
   }
 
-  // By way of the first element: the rounding of a plain sum would leave constant rows with a spread of their own.
+  // The mean by way of the first element: the rounding of a plain sum would leave constant rows with a spread of their
+  // own. What that mean still lacks, where the first element lies far from it, shows in the next pass.
   template <int N>
   void normalise(RowGroup<N>, int64_t row, const T* z, int64_t stride) const {
     C *stats = static_cast<C*>(p_.stats) + 2 * row, mean[N], rstd[N];
-    Vec<C> total[N] = {}, squares[N] = {};
+    Vec<C> total[N] = {}, rest[N] = {}, squares[N] = {};
     for (int i = 0; i < N; ++i) mean[i] = load_part(z + i * stride, 1)[0];
     over_columns<C>(p_.width, [&](int64_t d, auto vector) {
       for (int i = 0; i < N; ++i) total[i] += vector.valid(vector.get(z + i * stride + d) - mean[i]);
@@ -100,10 +101,12 @@ class AddNorm {
     over_columns<C>(p_.width, [&](int64_t d, auto vector) {
       for (int i = 0; i < N; ++i) {
         const Vec<C> centred = vector.valid(vector.get(z + i * stride + d) - mean[i]);
+        rest[i] += centred;
         squares[i] += centred * centred;
       }
     });
     for (int i = 0; i < N; ++i) {
+      mean[i] += sum<C>(rest[i]) / p_.width;
       rstd[i] = C(1) / std::sqrt(sum<C>(squares[i]) / p_.width + static_cast<C>(p_.eps));
       stats[2 * i] = mean[i], stats[2 * i + 1] = rstd[i];
     }
@@ -132,14 +135,18 @@ class AddNormGrad {
 
   // Adds to sums, each [padded width], those of dy zhat and behind them those of dy.
   void run(int64_t first, int64_t last, C* sums) const {
+    Scratch::Frame frame;
+    C* g = frame.take<C>(kGroupRows * dp_);
     over_rows(first, last, [&](auto group, int64_t row) {
-      p_.dz ? run_group<true>(group, row, sums) : run_group<false>(group, row, sums);
+      p_.dz ? run_group<true>(group, row, g, sums) : run_group<false>(group, row, g, sums);
     });
   }
 
  private:
+  // g goes through memory: the product would else merge with the difference from its own mean, of which a row of one
+  // column, or one that is constant, has to leave exactly nothing.
   template <bool kAdded, int N>
-  void run_group(RowGroup<N>, int64_t row, C* sums) const {
+  void run_group(RowGroup<N>, int64_t row, C* g, C* sums) const {
     const T* dy = static_cast<const T*>(p_.dy) + row * p_.dy_row;
     const T* z = static_cast<const T*>(p_.z) + row * p_.z_row;
     const T* dz = kAdded ? static_cast<const T*>(p_.dz) + row * p_.dz_row : nullptr;
@@ -152,9 +159,11 @@ class AddNormGrad {
       const Vec<C> weight = load(weight_ + d);
       Vec<C> dweight{}, dbias{};
       for (int i = 0; i < N; ++i) {
-        const Vec<C> gradient = vector.get(dy + i * p_.dy_row + d), product = gradient * normal(i, d, vector);
-        dweight += product, dbias += gradient;
-        linear[i] += product * weight, constant[i] += gradient * weight;
+        const Vec<C> gradient = vector.get(dy + i * p_.dy_row + d), zhat = normal(i, d, vector);
+        const Vec<C> weighted = gradient * weight;
+        store(g + i * dp_ + d, weighted);
+        dweight += gradient * zhat, dbias += gradient;
+        linear[i] += weighted * zhat, constant[i] += weighted;
       }
       store(sums + d, load(sums + d) + dweight);
       store(sums + dp_ + d, load(sums + dp_ + d) + dbias);
@@ -165,10 +174,9 @@ class AddNormGrad {
     }
     T* dx = static_cast<T*>(p_.dx) + row * p_.width;
     over_columns<C>(p_.width, [&](int64_t d, auto vector) {
-      const Vec<C> weight = load(weight_ + d);
       for (int i = 0; i < N; ++i) {
-        const Vec<C> gradient = vector.get(dy + i * p_.dy_row + d) * weight - constants[i];
-        Vec<C> v = (gradient - normal(i, d, vector) * factors[i]) * stats[2 * i + 1];
+        const Vec<C> centred = load(g + i * dp_ + d) - constants[i];
+        Vec<C> v = (centred - normal(i, d, vector) * factors[i]) * stats[2 * i + 1];
         if constexpr (kAdded) v += vector.get(dz + i * p_.dz_row + d);
         vector.put(dx + i * p_.width + d, v);
       }

@@ -51,13 +51,13 @@ template <int N>
 struct RowGroup {
   static constexpr int kRows = N;
 };
+constexpr int kGroupRows = 4;
 
 // Calls f(group, row) for the groups of rows that begin at the rows `row` of [first, last).
 template <typename F>
 inline void over_rows(int64_t first, int64_t last, F f) {
-  constexpr int kGroup = 4;
   int64_t row = first;
-  for (; row + kGroup <= last; row += kGroup) f(RowGroup<kGroup>{}, row);
+  for (; row + kGroupRows <= last; row += kGroupRows) f(RowGroup<kGroupRows>{}, row);
   for (; row < last; ++row) f(RowGroup<1>{}, row);
 }
 
@@ -73,37 +73,40 @@ inline C* whole_parameter(const Parameter& p, int64_t width, C absent, Scratch::
   return out;
 }
 
-// Sums over rows, in blocks so that many rows lose no digits, and in a fixed order: those of each thread, then those of
-// all threads. `size` is a multiple of a vector.
+// Sums over rows in a fixed order: those of each thread, then those of all threads. `size` is a multiple of a vector.
+// Blocks of rows are added with the rounding of the sums so far carried along, so that many rows lose no digits.
 template <typename C>
 class RowSums {
  public:
   RowSums(int64_t size, int64_t threads, Scratch::Frame& frame)
-      : size_(size), threads_(threads), all_(frame.take<C>(2 * size * threads)) {}
+      : size_(size), threads_(threads), all_(frame.take<C>(3 * size * threads)) {}
 
   // Adds the rows [first, last) of one thread: add(first, last, sums) does it for one block of rows.
   template <typename F>
   void collect(int64_t thread, int64_t first, int64_t last, F add) const {
-    constexpr int64_t kBlock = 64;
-    C *total = all_ + 2 * thread * size_, *block = total + size_;
-    zero(total, size_);
+    constexpr int64_t kBlock = 32;
+    C *total = all_ + 3 * thread * size_, *excess = total + size_, *block = excess + size_;
+    zero(total, 2 * size_);
     for (int64_t row = first; row < last; row += kBlock) {
       zero(block, size_);
       add(row, std::min(last, row + kBlock), block);
-      accumulate(total, block);
+      for (int64_t i = 0; i < size_; i += kLanes<C>) {
+        const Vec<C> before = load(total + i), added = load(block + i) - load(excess + i), after = before + added;
+        store(excess + i, (after - before) - added);
+        store(total + i, after);
+      }
     }
   }
 
   const C* join() const {
-    for (int64_t t = 1; t < threads_; ++t) accumulate(all_, all_ + 2 * t * size_);
+    for (int64_t t = 1; t < threads_; ++t) {
+      const C* from = all_ + 3 * t * size_;
+      for (int64_t i = 0; i < size_; i += kLanes<C>) store(all_ + i, load(all_ + i) + load(from + i));
+    }
     return all_;
   }
 
  private:
-  void accumulate(C* to, const C* from) const {
-    for (int64_t i = 0; i < size_; i += kLanes<C>) store(to + i, load(to + i) + load(from + i));
-  }
-
   int64_t size_, threads_;
   C* all_;
 };

@@ -215,10 +215,19 @@ inline Vec<double> exp(Vec<double> x) {
   return x;
 }
 
+// The logistic function; *rest = 1 less it, without the cancellation of that difference.
+template <typename C>
+inline Vec<C> sigmoid(Vec<C> x, Vec<C>* rest) {
+  constexpr C kLargest = sizeof(C) == 4 ? 87 : 700;
+  const Vec<C> e = exp(-x > kLargest ? splat(kLargest) : -x);
+  const Vec<C> s = reciprocal(C(1) + e);
+  *rest = e * s;
+  return s;
+}
 template <typename C>
 inline Vec<C> sigmoid(Vec<C> x) {
-  constexpr C kLargest = sizeof(C) == 4 ? 87 : 700;
-  return reciprocal(C(1) + exp(-x > kLargest ? splat(kLargest) : -x));
+  Vec<C> rest;
+  return sigmoid<C>(x, &rest);
 }
 
 // The standard normal distribution: P(X <= x) and its density.
@@ -256,9 +265,10 @@ inline void gelu_tanh(Vec<C> x, Vec<C>* value, Vec<C>* slope) {
   Vec<C> c = x > C(15) ? splat(C(15)) : x;
   c = c < C(-15) ? splat(C(-15)) : c;
   const Vec<C> square = c * c;
-  const Vec<C> s = sigmoid<C>(c * (square * kCubic + kLinear));
+  Vec<C> rest;
+  const Vec<C> s = sigmoid<C>(c * (square * kCubic + kLinear), &rest);
   *value = x > C(0) ? x * s : c * s;
-  *slope = s + c * s * (C(1) - s) * (square * (3 * kCubic) + kLinear);
+  *slope = s + c * s * rest * (square * (3 * kCubic) + kLinear);
 }
 
 // The same, exact form: x P(X <= x).

@@ -45,9 +45,10 @@ def add_norm_forward(
     out = nothing if x_stats is None and update is None else z
     if not norm:
         return out, nothing, x.new_empty((0,), dtype=wide)
-    variance, mean = torch.var_mean(z.to(wide), 1, correction=0, keepdim=True)
-    stats = torch.cat([mean, (variance + eps).rsqrt()], 1)
-    y = _affine((z.to(wide) - mean) * stats[:, 1:], weight, bias)
+    mean = z.to(wide).mean(1, keepdim=True)
+    centred = z.to(wide) - mean
+    stats = torch.cat([mean, (centred.square().mean(1, keepdim=True) + eps).rsqrt()], 1)
+    y = _affine(centred * stats[:, 1:], weight, bias)
     return out, y.to(x.dtype), stats
 
 

@@ -58,6 +58,13 @@ struct PoolState {
   PoolState(C* memory, int64_t outputs)
       : max(memory), sum(memory + padded<C>(outputs)), acc(memory + 2 * padded<C>(outputs)) {}
 
+  // The state of outputs first.., a multiple of 16: layouts keep no more outputs together.
+  PoolState from(int64_t first, int64_t dp) const {
+    PoolState part = *this;
+    part.max += first, part.sum += first, part.acc += Layout::size(first, dp);
+    return part;
+  }
+
   void clear(int64_t outputs, int64_t dp) {
     for (int64_t k = 0; k < padded<C>(outputs); ++k) max[k] = -std::numeric_limits<C>::infinity();
     zero(sum, padded<C>(outputs));
@@ -191,12 +198,13 @@ struct Kept {
   }
 };
 
-// Room for the segments of split images.
+// Room for the segments of split images, for `most` tokens of each.
 template <typename C>
-inline std::vector<Kept<C>> keep_split(const Plan& plan, Scratch::Frame& frame, int64_t hp, int64_t kp) {
+inline std::vector<Kept<C>> keep_split(const Plan& plan, Scratch::Frame& frame, int64_t hp, int64_t kp,
+                                       int64_t most = std::numeric_limits<int64_t>::max()) {
   std::vector<Kept<C>> kept;
   for (const Segment& s : plan.split()) {
-    const int64_t tokens = s.end - s.begin;
+    const int64_t tokens = std::min(s.end - s.begin, most);
     kept.emplace_back(frame.take<C>(Kept<C>::size(tokens, hp, kp)), tokens, hp, kp);
   }
   return kept;

@@ -80,21 +80,18 @@ struct ScoreMlpSums {
 };
 
 template <typename T>
-class ScoreMlp {
+class ScoreMlp : public TokenRows<T> {
  public:
   using E = Engine<T>;
   using C = compute_t<T>;
+  using TokenRows<T>::engine, TokenRows<T>::block, TokenRows<T>::rows;
 
   // `sums` null: forward only.
   ScoreMlp(const ScoreMlpParams& p, const ScoreMlpWeights<T>& weights, Scratch::Frame& frame, C* sums)
-      : engine(frame),
-        block(E::block_rows(p.width)),
-        rows(engine.make_rows(frame, p.width, block)),
+      : TokenRows<T>(p, frame, sums != nullptr),
         p_(p),
         w_(weights),
         sums_(sums, E::Layout::size(p.hidden, w_.dp), w_.hp, p.outputs),
-        mean_(frame.take<C>(block)),
-        rstd_(frame.take<C>(block)),
         value_(frame.take<C>(E::kStrip * w_.hp)),
         centred_(frame.take<C>(E::kStrip * w_.hp)) {
     if (!sums) return;
@@ -102,36 +99,13 @@ class ScoreMlp {
     constant_ = frame.take<C>(block), linear_ = frame.take<C>(block), strip_ = frame.take<C>(2 * w_.hp);
   }
 
-  const uint8_t* keep(int64_t image, int64_t token) const {
-    return p_.mask ? p_.mask + image * p_.mask_image + token * p_.mask_token : nullptr;
-  }
-
-  // Tokens `token`.. of the image become rows first.. of the block.
-  void load_rows(int64_t image, int64_t token, int64_t first, int64_t count) {
-    const T* x = static_cast<const T*>(p_.x) + image * p_.x_image + token * p_.x_token;
-    C* stats = static_cast<C*>(p_.stats) + 2 * (image * p_.tokens + token);
-    C *mean = mean_ + first, *rstd = rstd_ + first;
-    const bool known = sums_.m;
-    if (known) {
-      for (int64_t n = 0; n < count; ++n) mean[n] = stats[2 * n], rstd[n] = stats[2 * n + 1];
-    }
-    const typename E::Statistics statistics{mean, rstd, static_cast<C>(p_.eps), known};
-    engine.load_rows(rows, first, count, p_.width, {x, p_.x_token, keep(image, token), p_.mask_token}, &statistics);
-    // Most likely the rows behind these are the next.
-    if (p_.x_token == p_.width)
-      ahead_ = {reinterpret_cast<const char*>(x + count * p_.width),
-                reinterpret_cast<const char*>(x + 2 * count * p_.width)};
-    if (known) return;
-    for (int64_t n = 0; n < count; ++n) stats[2 * n] = mean[n], stats[2 * n + 1] = rstd[n];
-  }
-
   // Scores [count,kp] of rows first.. of the block; h - e [count,hp] goes to `centred` where it is not null.
   void scores(int64_t first, int64_t count, C* out, C* centred) {
     const int64_t hp = w_.hp;
     if (!centred) centred = centred_;
-    engine.times(rows, first, count, w_.wg, centred, ahead_);
+    engine.times(rows, first, count, w_.wg, centred, this->ahead);
     for (int64_t n = 0; n < count; ++n) {
-      const C r = rstd_[first + n], offset = mean_[first + n] - rows.shift[first + n];
+      const C r = this->rstd[first + n], offset = this->offset(first + n);
       for (int64_t h = n * hp; h < (n + 1) * hp; h += kLanes<C>) {
         const Vec<C> h_less_e = r * (load(centred + h) - offset * load(w_.c + h - n * hp));
         Vec<C> g, slope;
@@ -169,7 +143,7 @@ class ScoreMlp {
     zero(strip_, 2 * hp);
     for (int64_t n = 0; n < count; ++n) {
       const int64_t row = first + n;
-      const C r = rstd_[row], offset = mean_[row] - rows.shift[row];
+      const C r = this->rstd[row], offset = this->offset(row);
       Vec<C> along_c{}, along_h{};
       for (int64_t h = 0; h < hp; h += kLanes<C>) {
         const Vec<C> dh = load(rdh + n * hp + h) * load(slope_ + n * hp + h);
@@ -197,16 +171,11 @@ class ScoreMlp {
   // Adds the whole block to M.
   void end_block(int64_t count) { engine.gather(rows, count, rdh_, w_.hp, p_.hidden, sums_.m); }
 
-  E engine;
-  const int64_t block;
-  typename E::Rows rows;
-
  private:
   const ScoreMlpParams& p_;
   const ScoreMlpWeights<T>& w_;
   ScoreMlpSums<C> sums_;
-  C *mean_, *rstd_, *value_, *centred_;
-  Ahead ahead_;
+  C *value_, *centred_;
   C *slope_ = nullptr, *rdh_ = nullptr, *constant_ = nullptr, *linear_ = nullptr, *strip_ = nullptr;
 };
 

@@ -3,6 +3,7 @@
 
 #include "cpu/parameter_inputs.h"
 #include "cpu/score_mlp_params.h"
+#include "cpu/token_rows_inputs.h"
 
 namespace jair {
 
@@ -25,20 +26,14 @@ struct ScoreMlpTensors {
 
   ScoreMlpParams params(double eps, bool tanh) const {
     ScoreMlpParams p{};
-    p.batch = x.size(0), p.tokens = x.size(1), p.width = x.size(2), p.hidden = w1->size(0), p.outputs = w2->size(0);
+    set_token_rows(p, x, mask);
+    p.hidden = w1->size(0), p.outputs = w2->size(0);
     check_shape(w1, {p.hidden, p.width}, "w1");
     check_shape(b1, {p.hidden}, "b1");
     check_shape(w2, {p.outputs, p.hidden}, "w2");
     check_shape(b2, {p.outputs}, "b2");
     check_shape(norm_weight, {p.width}, "norm_weight");
     check_shape(norm_bias, {p.width}, "norm_bias");
-    p.x = x.data_ptr(), p.x_image = x.stride(0), p.x_token = x.stride(1);
-    if (mask) {
-      check_shape(mask, {p.batch, p.tokens}, "mask");
-      check_dtype(*mask, ScalarType::Bool, "mask");
-      p.mask = static_cast<const uint8_t*>(mask->data_ptr());
-      p.mask_image = mask->stride(0), p.mask_token = mask->stride(1);
-    }
     p.w1 = parameter(w1), p.b1 = parameter(b1), p.w2 = parameter(w2), p.b2 = parameter(b2);
     p.norm_weight = parameter(norm_weight), p.norm_bias = parameter(norm_bias);
     if (x.scalar_type() == ScalarType::Double) check_dtype(*w1, ScalarType::Double, "w1");

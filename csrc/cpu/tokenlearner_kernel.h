@@ -1,5 +1,6 @@
 // fused_tokenlearner, forward and backward. Included once per instruction set.
 #include "cpu/engine.h"
+#include "cpu/token_rows.h"
 #include "cpu/score_mlp.h"
 #include "cpu/gradient_sums.h"
 

@@ -65,7 +65,7 @@ class Session:
             samples[backend] = Sample(self._why_not(problem, backend))
             if samples[backend].reason:
                 continue
-            run = contestants.function(group.op, backend, self.device)
+            run = contestants.function(group, backend, self.device)
             call = contestants.call(problem, run)
             try:
                 result = call(0)
@@ -87,7 +87,7 @@ class Session:
         return samples
 
     def _why_not(self, problem: contestants.Problem, backend: str) -> str | None:
-        if backend in shapes.PEERS:
+        if backend in problem.group.peers:
             return None
         return jair_kernels.why_not(problem.group.op, backend, *problem.arguments(0).values())
 

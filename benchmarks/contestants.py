@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 import jair_kernels
-from benchmarks import inputs
-from benchmarks.shapes import Case, Group
+from benchmarks import fusion, inputs
+from benchmarks.fusion import FusionCase
+from benchmarks.shapes import Group
 from jair_kernels.token_pool import cost as pool_cost
 from jair_kernels.tokenfuser import cost as fuser_cost
 from jair_kernels.tokenlearner import cost as learner_cost
@@ -39,12 +40,7 @@ class Problem:
         first = inputs.activations(group.op, group.case, group.dtype, device, 0)
         count = 1 + working_set // sum(value.nbytes for value in first.values())
         more = (inputs.activations(group.op, group.case, group.dtype, device, s) for s in range(1, count))
-        pooled = group.op == "fused_token_pool"
-        return cls(
-            group,
-            {} if pooled else inputs.parameters(group.case, group.dtype, device),
-            [first, *more],
-        )
+        return cls(group, inputs.parameters(group.op, group.case, group.dtype, device), [first, *more])
 
     def arguments(self, index: int) -> Tensors:
         """Arguments of one call, gradients wanted in the direction that computes them."""
@@ -58,8 +54,15 @@ class Problem:
         return self.rotation[index % len(self.rotation)]["dy"]
 
 
-def function(op: str, backend: str, device: str) -> Callable[..., torch.Tensor]:
-    """The op as this contestant computes it; all take the same arguments."""
+def function(group: Group, backend: str, device: str) -> Callable[..., torch.Tensor]:
+    """The op as this contestant computes it; all take the same tensors by name."""
+    run = _function(group.op, backend, device)
+    return fusion.packed(group.op, group.case, run) if isinstance(group.case, FusionCase) else run
+
+
+def _function(op: str, backend: str, device: str) -> Callable[..., torch.Tensor]:
+    if backend == "sdpa":
+        return fusion.peer(op, "sdpa")
     reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
     if backend == "eager":
         return reference
@@ -101,10 +104,13 @@ def disagreement(group: Group, got: tuple[torch.Tensor, ...], want: tuple[torch.
 
 def counts(group: Group) -> dict[str, int]:
     """FLOPs, and the bytes that must cross memory at least; the same for every contestant."""
-    case: Case = group.case
+    case, itemsize = group.case, inputs.TORCH_DTYPES[group.dtype].itemsize
+    if isinstance(case, FusionCase):
+        (flops, back), (moved, moved_back) = case.flops(), case.bytes(itemsize)
+        both = group.direction == "fwdbwd"
+        return {"flops": flops + both * back, "bytes": moved + both * moved_back}
     hidden = () if group.op == "fused_token_pool" else (case.h,)
     sizes = (case.b, case.n, case.d, *hidden, case.k)
-    itemsize = inputs.TORCH_DTYPES[group.dtype].itemsize
     cost = _COSTS[group.op]
     flops, moved = cost.forward_flops(*sizes), cost.forward_bytes(*sizes, itemsize)
     if group.direction == "fwdbwd":

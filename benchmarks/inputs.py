@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.fusion import FusionCase
 from benchmarks.shapes import Case
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SIDE, _PATCH = 224, 16
+_CHANGING = ("q", "k", "v", "x", "t", "f", "dy")  # of the attention and fusion ops
 
 
 def photo_tokens(images: int) -> torch.Tensor:
@@ -38,8 +40,13 @@ def _tokens(case: Case, generator: torch.Generator) -> torch.Tensor:
     return tokens
 
 
-def parameters(case: Case, dtype: str, device: str) -> dict[str, torch.Tensor]:
-    """Weights of a score MLP, scaled like a freshly initialised layer."""
+def parameters(op: str, case: Case | FusionCase, dtype: str, device: str) -> dict[str, torch.Tensor]:
+    """What stays from call to call: weights, scaled like those of a freshly initialised layer."""
+    if isinstance(case, FusionCase):
+        drawn = case.tensors(TORCH_DTYPES[dtype], device, 0)
+        return {name: t for name, t in drawn.items() if name not in _CHANGING}
+    if op == "fused_token_pool":
+        return {}
     generator = torch.Generator().manual_seed(1)
 
     def randn(*shape: int, scale: float) -> torch.Tensor:
@@ -56,8 +63,13 @@ def parameters(case: Case, dtype: str, device: str) -> dict[str, torch.Tensor]:
     }
 
 
-def activations(op: str, case: Case, dtype: str, device: str, seed: int) -> dict[str, torch.Tensor]:
+def activations(
+    op: str, case: Case | FusionCase, dtype: str, device: str, seed: int
+) -> dict[str, torch.Tensor]:
     """What changes from call to call: x, what accompanies it, and the gradient that arrives at y."""
+    if isinstance(case, FusionCase):
+        drawn = case.tensors(TORCH_DTYPES[dtype], device, seed)
+        return {name: t for name, t in drawn.items() if name in _CHANGING}
     generator = torch.Generator().manual_seed(seed)
     tensors = {"x": _tokens(case, generator)}
     tokens = torch.randn(case.b, case.k, case.d, generator=generator)

@@ -69,9 +69,9 @@ class Result:
         return "faster" if timing.median < peer.median else "slower"
 
     def target(self) -> float | None:
-        if self.op != "fused_tokenlearner" or not set(self.timings) & set(OURS["cpu"]):
+        if not set(self.timings) & set(OURS["cpu"]):
             return None
-        pair = TARGETS.get((self.case, self.dtype))
+        pair = TARGETS.get((self.op, self.case, self.dtype))
         return pair and pair[DIRECTIONS.index(self.direction)]
 
 
@@ -129,7 +129,7 @@ def summary(run: Run) -> Iterable[str]:
             peer = result.fastest_peer()
             target = result.target()
             yield (
-                f"{result.op:19} {result.case:25} {result.dtype:5} {result.direction:7} {ours.backend:7}"
+                f"{result.op:23} {result.case:25} {result.dtype:5} {result.direction:7} {ours.backend:7}"
                 f" {show_seconds(ours.median):>8}   {result.speedup(ours):5.2f}x {result.verdict(ours):6}"
                 f" over {peer.backend} {show_seconds(peer.median):>8}"
                 + (f"   target {target:g}x" if target else "")

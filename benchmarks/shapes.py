@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.fusion import OPS as FUSION_OPS
+from benchmarks.fusion import FusionCase
+
 DTYPES = ("bf16", "fp16", "fp32")
 DIRECTIONS = ("fwd", "fwdbwd")
 OURS = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 PEERS = ("eager", "compile")
-OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
+FUSION_PEERS = ("eager", "sdpa", "compile")  # attention as matmul and softmax, as PyTorch's own, compiled
+POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
+OPS = (*POOLING_OPS, *FUSION_OPS)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Group:
     """One measurement: what its contestants, ours and peers, do in turns on the same inputs."""
 
     op: str
-    case: Case
+    case: Case | FusionCase
     dtype: str
     direction: str
     peers: tuple[str, ...] = PEERS
@@ -54,8 +59,38 @@ WIDE = Case(8, 1024, 1024, 64, 32)
 SINGLE = Case(1, 196, 768, 64, 8)
 PHOTOS = Case(16, 196, 768, 64, 8, "photos")
 
-# Speed-ups of fused_tokenlearner aimed at on a CPU with AMX, (forward, forward + backward).
-TARGETS = {
+# Shapes of real models: queries to image tokens, within a layer of 64, a resampler over a large image
+# (grouped heads).
+TO_IMAGE = FusionCase("fused_cross_attention", 8, 64, 196, 12, 64)
+SHORT = FusionCase("fused_cross_attention", 8, 64, 64, 12, 64)
+TO_MANY = FusionCase("fused_cross_attention", 1, 64, 4964, 16, 96, 4)
+RESAMPLE = FusionCase("fused_latent_resample", 8, 16, 196, 12, 64)
+FUSE = FusionCase("fused_gated_fusion", 8, 64, 64, 12, 64, hidden=2048)
+LAYER = FusionCase("fused_transformer_layer", 8, 128, 128, 12, 64, hidden=2048)
+_FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
+    (TO_IMAGE, "bf16"),
+    (TO_IMAGE, "fp32"),
+    (SHORT, "bf16"),
+    (TO_MANY, "bf16"),
+    (RESAMPLE, "bf16"),
+    (RESAMPLE, "fp32"),
+    (FUSE, "bf16"),
+    (LAYER, "bf16"),
+    (LAYER, "fp32"),
+)
+_FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
+    (SHORT, "fp32"),
+    (TO_MANY, "fp32"),
+    (FUSE, "fp32"),
+    *(
+        (FusionCase("fused_latent_resample", 8, l, 196, 12, 64, method=method), "fp32")
+        for l in (8, 16, 32, 64, 128)
+        for method in ("projected", "absorbed")
+    ),
+)
+
+# Speed-ups aimed at on a CPU with AMX, (forward, forward + backward).
+_POOLING_TARGETS = {
     (str(VIT), "bf16"): (4.2, 3.8),
     (str(VIT), "fp32"): (2.1, 1.9),
     (str(PHOTOS), "bf16"): (4.2, 3.8),
@@ -64,6 +99,19 @@ TARGETS = {
     (str(WIDE), "fp32"): (3.0, 2.0),
     (str(SINGLE), "bf16"): (3.8, 3.2),
 }
+_FUSION_TARGETS = {
+    (TO_IMAGE, "bf16"): (3.0, 2.8),
+    (TO_IMAGE, "fp32"): (1.4, 1.4),
+    (SHORT, "bf16"): (1.8, 1.9),
+    (TO_MANY, "bf16"): (1.8, 2.2),
+    (RESAMPLE, "bf16"): (2.2, 1.6),
+    (RESAMPLE, "fp32"): (2.4, 1.6),
+    (FUSE, "bf16"): (1.1, 1.3),
+    (LAYER, "bf16"): (1.1, 1.2),
+    (LAYER, "fp32"): (1.0, 1.0),
+}
+TARGETS = {("fused_tokenlearner", *key): pair for key, pair in _POOLING_TARGETS.items()}
+TARGETS |= {(case.op, str(case), dtype): pair for (case, dtype), pair in _FUSION_TARGETS.items()}
 
 _Rows = tuple[tuple[Case, str], ...]
 _CPU_TABLE: _Rows = ((VIT, "bf16"), (VIT, "fp32"), (WIDE, "bf16"), (WIDE, "fp32"), (SINGLE, "bf16"))
@@ -110,6 +158,14 @@ def only_on_curve(case: Case, dtype: str, device: str) -> bool:
 
 def groups(op: str, device: str, full: bool) -> list[Group]:
     """Measurements of an op; with `full` also those that do not fit into ten minutes on two cores."""
+    if op in FUSION_OPS:
+        quick = [(c, dtype, False) for c, dtype in _FUSION_TABLE if c.op == op]
+        rest = [(c, dtype, True) for c, dtype in _FUSION_MORE if c.op == op]
+        return [
+            Group(op, c, dtype, way, FUSION_PEERS, late)
+            for c, dtype, late in quick + rest
+            for way in DIRECTIONS
+        ]
     table, more = (_CPU_TABLE, _CPU_MORE) if device == "cpu" else (_GPU_TABLE, _GPU_MORE)
     if op == "fused_tokenlearner" and device == "cpu":
         table = (*table[:2], (PHOTOS, "bf16"), (PHOTOS, "fp32"), *table[2:])

@@ -106,9 +106,7 @@ def block(name: str, backend: str) -> Kernel:
 
 def register_composed(op: str, *blocks: str) -> None:
     """Announce an op that runs wherever all the building blocks do that it is composed of."""
-    _FITS[op] = {
-        name: _always for name in BACKENDS[1:] if all(name in _BLOCKS.get(block, {}) for block in blocks)
-    }
+    _FITS[op] = {name: _always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
 
 
 def operators() -> tuple[str, ...]:

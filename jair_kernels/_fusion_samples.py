@@ -73,6 +73,7 @@ class FusionCase:
     gates: str = "scalar"
     absent: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -118,7 +119,7 @@ class _Draw:
 
     def __init__(self, case: FusionCase) -> None:
         self.case = case
-        self.generator = torch.Generator().manual_seed(case.n * 1009 + case.l * 31 + case.d)
+        self.generator = torch.Generator().manual_seed(case.n * 1009 + case.l * 31 + case.d + case.seed)
         self.keep = self._keep()
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:

@@ -8,7 +8,7 @@ implementation can promise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,17 +19,18 @@ Tensor = torch.Tensor
 
 TINY = 2.0**-26  # stands for a derivative in float64
 
+_PRODUCTS = ("mul", "__mul__")
 _ROUNDED = (
+    "softmax",
     "matmul",
     "__matmul__",
     "linear",
     "layer_norm",
     "gelu",
     "tanh",
-    "__add__",
     "add",
-    "__mul__",
-    "mul",
+    "__add__",
+    *_PRODUCTS,
 )
 
 
@@ -74,8 +75,9 @@ class _RoundedSoftmax(torch.autograd.Function):
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, draw: int) -> None:
+    def __init__(self, draw: int, only: Collection[str]) -> None:
         super().__init__()
+        self.only = only
         self.generator = torch.Generator().manual_seed(draw)
 
     def __torch_function__(
@@ -83,18 +85,18 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         options = kwargs or {}
-        if name == "softmax":
+        if name == "softmax" and name in self.only:
             return _RoundedSoftmax.apply(
                 args[0], options.get("dim", args[1] if len(args) > 1 else -1), self.generator
             )
         result = func(*args, **options)
-        if name in _ROUNDED and isinstance(result, Tensor) and result.is_floating_point():
+        if name in self.only and isinstance(result, Tensor) and result.is_floating_point():
             return _Rounded.apply(result, self.generator)
         return result
 
 
 @contextmanager
-def rounded(draw: int) -> Iterator[None]:
-    """Within the block PyTorch computes with the errors of this draw."""
-    with _Mode(draw):
+def rounded(draw: int, products_alone: bool = False) -> Iterator[None]:
+    """Within the block PyTorch computes with the errors of this draw; or with those of products alone."""
+    with _Mode(draw, _PRODUCTS if products_alone else _ROUNDED):
         yield

@@ -129,7 +129,7 @@ def _floor(dtype: torch.dtype) -> float:
 def _sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     sizes = {name: t.abs() for name, t in expected.items()}
     if sample.op in FUSION_OPS:
-        return sizes
+        return sizes | _gate_sizes(sample, expected)
     leaves, keep = _clean(sample)
     scores, dy = _scores(sample, leaves), sample.dy.to(torch.float64)
     logits, x = scores.detach(), leaves["x"].detach()
@@ -149,6 +149,20 @@ def _sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, grad in zip(inputs, grads, strict=True):
             squares[name] += grad.square() / _DRAWS
     return sizes | {f"d{name}": square.sqrt() for name, square in squares.items()}
+
+
+def _gate_sizes(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A gate's gradient sums the product of the branch's output and its gradient over all tokens; its size is
+    what these terms sum to with random signs.
+    """
+    names = [name for name in ("dalpha", "dbeta") if name in expected]
+    squares = {name: expected[name].square() for name in names}
+    for draw in range(_DRAWS if names else 0):
+        with rounded(draw, products_alone=True):
+            moved = run(sample.to(torch.float64), "reference")
+        for name in names:
+            squares[name] += ((moved[name] - expected[name]) / TINY).square() / _DRAWS
+    return {name: square.sqrt() for name, square in squares.items()}
 
 
 def _signs(like: Tensor, seed: int) -> Tensor:

@@ -89,13 +89,14 @@ def test_tokenlearner_saves_y_and_statistics_only() -> None:
     ],
 )
 def test_saved_for_backward(op: str, backend: str, dtype: str, expected: int) -> None:
-    problem = contestants.Problem.build(Group(op, VIT, dtype, "fwdbwd"), "cpu", 0)
+    group = Group(op, VIT, dtype, "fwdbwd")
+    problem = contestants.Problem.build(group, "cpu", 0)
     arguments = problem.arguments(0)
     if backend != "eager":
         reason = jair_kernels.why_not(op, backend, *arguments.values())
         if reason:
             pytest.skip(f"{op} {backend}: {reason}")
-    assert measure.saved_bytes(contestants.function(op, backend, "cpu"), arguments) == expected
+    assert measure.saved_bytes(contestants.function(group, backend, "cpu"), arguments) == expected
 
 
 def test_saved_bytes_counts_a_storage_once() -> None:

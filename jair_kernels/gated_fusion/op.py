@@ -69,7 +69,7 @@ class _GatedFusion(torch.autograd.Function):
         k = _blocks.linear(c, s.wk, p.bk).view(b, n, s.kv_heads, s.width)
         v = _blocks.linear(c, s.wv, p.bv).view(b, n, s.kv_heads, s.width)
         o, stats = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
-        attended = o.view(b * l, -1) @ s.out.weight.mT
+        attended = o.flatten(0, 1).flatten(1) @ s.out.weight.mT
         if jair:
             base = None if s.norm_t.weight is None else (stats_t, s.norm_t)
             a = middle = _blocks.add(backend, t_rows, attended, p.bo, p.alpha, base)
@@ -112,11 +112,11 @@ class _GatedFusion(torch.autograd.Function):
         dz, dmlp_weight, dmlp_bias = _blocks.norm_backward(backend, of_mlp.a, dy, middle, stats_mlp, norm_mlp)
 
         wanted = (needs.wo, needs.bo, needs.alpha)
-        dwo, dbo, dalpha = s.out.backward(dz, o.view(b * l, -1), wanted)
+        dwo, dbo, dalpha = s.out.backward(dz, o.flatten(0, 1).flatten(1), wanted)
         dout = s.out.through(dz).view(o.shape)
         attention = block("cross_attention", backend).backward
         dq, dkv = attention(dout, q, k, v, mask, kv_range, o, stats, s.width**-0.5, False)
-        dq, dkv = dq.view(b * l, -1), dkv.view(b * n, -1)
+        dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
         dk, dv = dkv.chunk(2, dim=1)
 
         a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)

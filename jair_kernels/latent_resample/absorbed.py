@@ -28,6 +28,7 @@ from jair_kernels.latent_resample.arguments import (
     keys_of,
     latent_rows,
     norms,
+    samples,
     sum_if,
     token_rows,
 )
@@ -55,9 +56,9 @@ def _weights(t: Tensors, o: Options) -> _Weights:
             shift = wv.to(wide) @ t.x_bias.to(wide)
             bv = shift if bv is None else bv + shift
         wk, wv = (w.to(wide) * t.x_weight.to(wide) for w in (wk, wv))
-    split = (o.kv_heads, -1, t.wk.shape[1])
+    split = (o.kv_heads, t.wk.shape[0] // o.kv_heads, t.wk.shape[1])
     wk, wv = (cast(w, o.dtype).reshape(split) for w in (wk, wv))
-    return _Weights(wk, wv, None if bv is None else bv.view(o.kv_heads, -1), folded)
+    return _Weights(wk, wv, None if bv is None else bv.view(split[:2]), folded)
 
 
 def _to_groups(rows: Tensor, g: int) -> Tensor:
@@ -66,37 +67,38 @@ def _to_groups(rows: Tensor, g: int) -> Tensor:
     return rows.view(s, l, g, h // g, d).permute(2, 0, 3, 1, 4).reshape(g, s * (h // g) * l, d)
 
 
-def _from_groups(rows: Tensor, s: int, l: int) -> Tensor:
+def _from_groups(rows: Tensor, s: int, l: int, h: int) -> Tensor:
     """And back."""
     g, _, d = rows.shape
-    return rows.view(g, s, -1, l, d).permute(1, 3, 0, 2, 4).reshape(s, l, -1, d)
+    return rows.view(g, s, h // g, l, d).permute(1, 3, 0, 2, 4).reshape(s, l, h, d)
 
 
-def _by_sample(rows: Tensor, s: int) -> Tensor:
-    """[g, S r L, D_kv] as [S, h L, D_kv], the outputs of a pooling."""
+def _by_sample(rows: Tensor, s: int, count: int) -> Tensor:
+    """[g, S r L, D_kv] as [S, count = h L, D_kv], the outputs of a pooling."""
     g, _, width = rows.shape
-    return rows.view(g, s, -1, width).transpose(0, 1).reshape(s, -1, width)
+    split: Tensor = rows.unflatten(1, (s, count // g))
+    return split.transpose(0, 1).reshape(s, count, width)
 
 
 def _by_group(rows: Tensor, g: int) -> Tensor:
     """And back."""
-    s, _, width = rows.shape
-    return rows.view(s, g, -1, width).transpose(0, 1).reshape(g, -1, width)
+    s, count, width = rows.shape
+    return rows.view(s, g, count // g, width).transpose(0, 1).reshape(g, s * (count // g), width)
 
 
 def _queries(t: Tensors, o: Options, z: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
     """(scale q by group, queries [S, h L, D_kv]) from the normalised latents."""
     d = t.wq.shape[0] // o.num_heads
     q = _blocks.linear(z, cast(t.wq, o.dtype), t.bq) * d**-0.5
-    grouped = _to_groups(q.view(-1, t.latents.shape[-2], o.num_heads, d), o.kv_heads)
-    samples = 1 if t.latents.dim() == 2 else t.latents.shape[0]
-    return grouped, _by_sample(torch.bmm(grouped, weights.wk), samples)
+    l = t.latents.shape[-2]
+    grouped = _to_groups(q.view(samples(t), l, o.num_heads, d), o.kv_heads)
+    return grouped, _by_sample(torch.bmm(grouped, weights.wk), samples(t), o.num_heads * l)
 
 
 def _empty(lse: Tensor, l: int) -> Tensor:
     """[B,L,h,1]: where there was nothing to attend."""
-    b = lse.shape[0]
-    return (lse == float("-inf")).view(b, -1, l).transpose(1, 2).unsqueeze(3)
+    b, count = lse.shape
+    return (lse == float("-inf")).view(b, count // l, l).transpose(1, 2).unsqueeze(3)
 
 
 class _Absorbed(torch.autograd.Function):
@@ -124,17 +126,17 @@ class _Absorbed(torch.autograd.Function):
         keys, stats_keys = cast(t.x, dtype), t.x.new_empty((0,))
         if attend_latents:
             _rows, normed, stats_keys = token_rows(t, mask, o)
-            keys = keys_of(backend, normed, z.view(latents.shape), b, o).view(b, -1, t.x.shape[2])
+            keys = keys_of(normed, z.view(latents.shape), b, t.x.shape[1], o)
         pool = block("query_pool", backend).forward
         pooled, lse, stats = pool(keys, queries, extended(mask, t, o), weights.folded, eps)
         out = torch.bmm(_by_group(pooled, kv_heads), weights.wv.mT)
         if weights.bv is not None:
             out = out + weights.bv.to(dtype).unsqueeze(1)
-        out = _from_groups(out, b, l)
+        out = _from_groups(out, b, l, num_heads)
         if mask is not None and not attend_latents:
             out = out.masked_fill(_empty(lse, l), 0)
-        y = _blocks.linear(out.view(b * l, -1), cast(t.wo, dtype), t.bo)
-        return y.view(b, l, -1), pooled, out, lse, stats, stats_z, stats_keys
+        y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
+        return y.view(b, l, t.wo.shape[0]), pooled, out, lse, stats, stats_z, stats_keys
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -161,22 +163,22 @@ class _Absorbed(torch.autograd.Function):
         weights = _weights(t, o)
         grouped, queries = _queries(t, o, z, weights)
 
-        dy = cast(dy, o.dtype).reshape(b * l, -1)
+        dy = cast(dy, o.dtype).flatten(0, 1)
         last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
-        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))
+        dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         dout = last.through(dy).view(out.shape)
         if mask is not None and not o.attend_latents:
             dout = dout.masked_fill(_empty(lse, l), 0)
         dout = _to_groups(dout, o.kv_heads)
         dwv = torch.bmm(dout.mT, _by_group(pooled, o.kv_heads)).flatten(0, 1)
         dbv = dout.sum(1, dtype=accumulate_dtype(o.dtype)).flatten()
-        dpooled = _by_sample(torch.bmm(dout, weights.wv), b)
+        dpooled = _by_sample(torch.bmm(dout, weights.wv), b, o.num_heads * l)
 
         keys, rows = cast(t.x, o.dtype), None
         if o.attend_latents:
             rows = token_rows(t, mask, o, stats_keys)[0]
             normed = _blocks.norm_again(o.backend, rows, stats_keys, x_norm)
-            keys = keys_of(o.backend, normed, z.view(latents.shape), b, o).view(b, -1, t.x.shape[2])
+            keys = keys_of(normed, z.view(latents.shape), b, t.x.shape[1], o)
         pool = block("query_pool", o.backend).backward
         dkeys, dqueries = pool(
             dpooled, keys, queries, extended(mask, t, o), pooled, lse, stats, weights.folded
@@ -184,9 +186,8 @@ class _Absorbed(torch.autograd.Function):
         dqueries = _by_group(dqueries, o.kv_heads)
         dwk = torch.bmm(grouped.mT, dqueries).flatten(0, 1)
         dgrouped = torch.bmm(dqueries, weights.wk.mT)
-        samples = 1 if t.latents.dim() == 2 else b
         d = t.wq.shape[0] // o.num_heads
-        dq = (_from_groups(dgrouped, samples, l) * d**-0.5).view(samples * l, -1)
+        dq = (_from_groups(dgrouped, samples(t), l, o.num_heads) * d**-0.5).flatten(0, 1).flatten(1)
         dz = dq @ cast(t.wq, o.dtype)
 
         if rows is None:

@@ -46,15 +46,13 @@ class Options(NamedTuple):
     backend: str
 
 
-def keys_of(backend: str, normed: Tensor, latents: Tensor, b: int, o: Options) -> Tensor:
-    """Rows of the keys [B keys, D_kv]: a sample's tokens, then its latents where these are attended."""
+def keys_of(normed: Tensor, latents: Tensor, b: int, n: int, o: Options) -> Tensor:
+    """Keys [B,keys,D_kv]: a sample's tokens, then its latents where these are attended."""
+    tokens: Tensor = normed.unflatten(0, (b, n))
     if not o.attend_latents:
-        return normed
-    tokens, appended = (
-        normed.view(b, -1, normed.shape[1]),
-        latents.view(-1, latents.shape[-2], normed.shape[1]),
-    )
-    return torch.cat([tokens, appended.expand(b, -1, -1)], dim=1).flatten(0, 1)
+        return tokens
+    appended = latents if latents.dim() == 3 else latents.unsqueeze(0)
+    return torch.cat([tokens, appended.expand(b, *appended.shape[1:])], dim=1)
 
 
 def extended(mask: Optional, t: Tensors, o: Options) -> Optional:
@@ -62,6 +60,11 @@ def extended(mask: Optional, t: Tensors, o: Options) -> Optional:
     if mask is None or not o.attend_latents:
         return mask
     return torch.nn.functional.pad(mask, (0, t.latents.shape[-2]), value=True)
+
+
+def samples(t: Tensors) -> int:
+    """How many sets of latents there are: one that is shared, or one for each sample."""
+    return 1 if t.latents.dim() == 2 else t.latents.shape[0]
 
 
 def norms(t: Tensors, o: Options) -> tuple[Norm, Norm]:
@@ -80,7 +83,7 @@ def token_rows(
     t: Tensors, mask: Optional, o: Options, stats: Optional = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of the tokens, masked ones 0, likewise."""
-    rows = zero_masked(cast(t.x, o.dtype), mask).reshape(-1, t.x.shape[2])
+    rows = zero_masked(cast(t.x, o.dtype), mask).flatten(0, 1)
     if stats is not None:
         return rows, rows, stats
     return rows, *_blocks.norm(o.backend, rows, norms(t, o)[0])

@@ -44,11 +44,12 @@ def absorbed_flops(s: Sizes) -> int:
 
 
 def choose(method: str, s: Sizes) -> str:
-    """What "auto" stands for: fewer operations a sample, with the queries of shared latents counted for each.
-
-    From sizes alone, and not from B, so that a sample's result does not depend on its batch.
+    """What "auto" stands for: the form with fewer operations a sample, the queries of shared latents being
+    made once for a batch of any size; so a sample's result does not depend on its batch.
     """
     if method != "auto":
         return method
-    one = s._replace(b=1, shared=False)
-    return "absorbed" if absorbed_flops(one) < projected_flops(one) else "projected"
+    projected = 2 * s.keys * s.h_kv * s.d * s.kv_width + 2 * s.l * s.keys * s.h * s.d
+    small = s.l * s.h * s.d * s.kv_width * (1 if s.shared else 2)
+    absorbed = 2 * s.l * s.keys * s.h * s.kv_width + small
+    return "absorbed" if absorbed < projected else "projected"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import jair_kernels.query_pool.op  # noqa: F401 - registers its kernels
 from jair_kernels import _blocks
 from jair_kernels._autograd import Differentiable, cast, differentiable_once
 from jair_kernels._backends import block, register_composed
@@ -18,6 +19,7 @@ from jair_kernels.latent_resample.arguments import (
     keys_of,
     latent_rows,
     norms,
+    samples,
     sizes,
     sum_if,
     token_rows,
@@ -47,17 +49,18 @@ class _Projected(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         t = Tensors(*tensors)  # type: ignore[arg-type]
         o = Options(num_heads, kv_heads, attend_latents, eps, dtype, backend)
-        b, l, d = t.x.shape[0], t.latents.shape[-2], t.wq.shape[0] // num_heads
+        (b, n, _), l, d = t.x.shape, t.latents.shape[-2], t.wq.shape[0] // num_heads
         latents, z, stats_z = latent_rows(t, o)
         _rows, normed, stats_x = token_rows(t, mask, o)
-        keys = keys_of(backend, normed, z.view(latents.shape), b, o)
-        q = _blocks.linear(z, cast(t.wq, dtype), t.bq).view(-1, l, num_heads, d)
-        k = _blocks.linear(keys, cast(t.wk, dtype), t.bk).view(b, -1, kv_heads, d)
-        v = _blocks.linear(keys, cast(t.wv, dtype), t.bv).view(b, -1, kv_heads, d)
+        keys = keys_of(normed, z.view(latents.shape), b, n, o)
+        rows, split = keys.flatten(0, 1), (b, keys.shape[1], kv_heads, d)
+        q = _blocks.linear(z, cast(t.wq, dtype), t.bq).view(samples(t), l, num_heads, d)
+        k = _blocks.linear(rows, cast(t.wk, dtype), t.bk).view(split)
+        v = _blocks.linear(rows, cast(t.wv, dtype), t.bv).view(split)
         attention = block("cross_attention", backend).forward
-        out, stats = attention(q.expand(b, -1, -1, -1), k, v, extended(mask, t, o), None, d**-0.5)
-        y = _blocks.linear(out.view(b * l, -1), cast(t.wo, dtype), t.bo)
-        return y.view(b, l, -1), q, k, v, out, stats, stats_z, stats_x
+        out, stats = attention(q.expand(b, l, num_heads, d), k, v, extended(mask, t, o), None, d**-0.5)
+        y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
+        return y.view(b, l, t.wo.shape[0]), q, k, v, out, stats, stats_z, stats_x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -69,7 +72,7 @@ class _Projected(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once("fused_latent_resample")
-    def backward(ctx: Any, dy: Optional, *_: None) -> tuple[Optional, ...]:
+    def backward(ctx: Any, dy: Optional, *others: None) -> tuple[Optional, ...]:
         count = len(Tensors._fields)
         if dy is None:
             return (None,) * (7 + count)
@@ -78,22 +81,21 @@ class _Projected(torch.autograd.Function):
         o = Options(*ctx.options)
         needs: Any = Tensors(*ctx.needs_input_grad[7:])
         backend, dtype = o.backend, o.dtype
-        b, l, d = t.x.shape[0], t.latents.shape[-2], q.shape[3]
+        (b, n, _), l, d = t.x.shape, t.latents.shape[-2], q.shape[3]
         latents = latent_rows(t, o, stats_z)[0]
         z = _blocks.norm_again(backend, latents.flatten(0, -2), stats_z, norms(t, o)[1])
         rows = token_rows(t, mask, o, stats_x)[0]
-        keys = keys_of(
-            backend, _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0]), z.view(latents.shape), b, o
-        )
+        normed = _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0])
+        keys = keys_of(normed, z.view(latents.shape), b, n, o).flatten(0, 1)
 
-        dy = cast(dy, dtype).reshape(b * l, -1)
+        dy = cast(dy, dtype).flatten(0, 1)
         last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
-        dwo, dbo, _gate = last.backward(dy, out.view(b * l, -1), (needs.wo, needs.bo, False))
+        dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         attention = block("cross_attention", backend).backward
         dout = last.through(dy).view(out.shape)
-        whole = q.expand(b, -1, -1, -1)
+        whole = q.expand(b, l, o.num_heads, d)
         dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, stats, d**-0.5, False)
-        dq = sum_if(dq, t.latents.dim() == 2).view(-1, t.wq.shape[0])
+        dq = sum_if(dq, t.latents.dim() == 2).view(samples(t) * l, t.wq.shape[0])
         dkv = dkv.flatten(0, 1).flatten(1)
         dk, dv = dkv.chunk(2, dim=1)
 
@@ -103,7 +105,7 @@ class _Projected(torch.autograd.Function):
         dz = dq @ cast(t.wq, dtype)
         dx = x_weight = x_bias = None
         if dkeys is not None:
-            per_sample = dkeys.view(b, -1, dkeys.shape[1])
+            per_sample = dkeys.unflatten(0, (b, dkeys.shape[0] // max(b, 1)))
             if o.attend_latents:
                 appended = sum_if(per_sample[:, t.x.shape[1] :], t.latents.dim() == 2)
                 dz = dz + appended.reshape(dz.shape)

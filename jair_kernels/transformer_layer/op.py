@@ -91,7 +91,7 @@ class _TransformerLayer(torch.autograd.Function):
         last = _blocks.Gated(cast(p.wo, dtype), p.bo, None)
         dwo, dbo, _gate = last.backward(dz, o.view(b * n, width), (needs.wo, needs.bo, False))
         dout = last.through(dz).view(o.shape)
-        q, k, v = qkv.view(b, n, 3, ctx.num_heads, -1).unbind(2)
+        q, k, v = qkv.view(b, n, 3, ctx.num_heads, width // ctx.num_heads).unbind(2)
         allowed = causal_range(x) if ctx.causal else None
         scale = (width // ctx.num_heads) ** -0.5
         attention = block("cross_attention", backend).backward

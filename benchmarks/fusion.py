@@ -1,0 +1,154 @@
+"""The attention and fusion ops as the benchmarks see them: cases, tensors, peers, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+
+import jair_kernels
+from jair_kernels._fusion_samples import FusionCase as Draw
+from jair_kernels._fusion_samples import arguments
+from jair_kernels.cross_attention import cost as attention_cost
+from jair_kernels.cross_attention.reference import allowed_keys
+from jair_kernels.gated_fusion import reference as gated_reference
+from jair_kernels.latent_resample import cost as resample_cost
+from jair_kernels.latent_resample import reference as resample_reference
+from jair_kernels.transformer_layer import reference as layer_reference
+
+Tensor = torch.Tensor
+
+OPS = ("fused_cross_attention", "fused_latent_resample", "fused_gated_fusion", "fused_transformer_layer")
+_COMPOSED = {
+    "fused_latent_resample": resample_reference,
+    "fused_gated_fusion": gated_reference,
+    "fused_transformer_layer": layer_reference,
+}
+
+
+@dataclass(frozen=True)
+class FusionCase:
+    """Sizes: B samples, L queries, N keys, h heads (h_kv of the keys) of width d, hidden width M of an
+    MLP.
+    """
+
+    op: str
+    b: int
+    l: int
+    n: int
+    h: int
+    d: int
+    h_kv: int | None = None
+    hidden: int = 0
+    method: str = ""
+
+    def __str__(self) -> str:
+        heads = f"{self.h}" if self.h_kv is None else f"{self.h}({self.h_kv})"
+        words = [f"{self.b}x{heads},{self.l}x{self.n},d{self.d}"]
+        words += [f"m{self.hidden}"] * (self.hidden > 0) + [self.method] * bool(self.method)
+        return ",".join(words)
+
+    @property
+    def width(self) -> int:
+        return self.h * self.d
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments beside tensors."""
+        if self.op == "fused_cross_attention":
+            return {}
+        return {"num_heads": self.h} | ({"method": self.method} if self.method else {})
+
+    def tensors(self, dtype: torch.dtype, device: str, seed: int) -> dict[str, Tensor]:
+        """All tensors of a call by name, and dy."""
+        tokens = self.n if self.op == "fused_transformer_layer" else self.l
+        draw = Draw(self.op, self.b, tokens, self.n, self.d, self.h, self.h_kv, self.hidden or 1, seed=seed)
+        sample = draw.sample(dtype, device)
+        return {name: t for name, t in sample.tensors.items() if t is not None} | {"dy": sample.dy}
+
+    def flops(self) -> tuple[int, int]:
+        """Forward and backward; products alone, the backward as twice the forward."""
+        attention = attention_cost.forward_flops(self.b, self.h, self.l, self.n, self.d)
+        rows, width = self.b * self.l, self.width
+        mlp = 4 * rows * width * self.hidden
+        if self.op == "fused_cross_attention":
+            forward = attention
+        elif self.op == "fused_latent_resample":
+            h_kv = self.h_kv or self.h
+            sizes = resample_cost.Sizes(
+                self.b, self.n, self.n, self.l, True, width, width, self.h, h_kv, self.d
+            )
+            method = resample_cost.choose(self.method or "auto", sizes)
+            forward = getattr(resample_cost, f"{method}_flops")(sizes)
+        elif self.op == "fused_gated_fusion":
+            forward = attention + 4 * width * width * (rows + self.b * self.n) + mlp
+        else:
+            forward = attention + 8 * rows * width * width + mlp
+        return forward, 2 * forward
+
+    def bytes(self, itemsize: int) -> tuple[int, int]:
+        """The least that crosses memory: inputs and parameters read and y written; for the backward twice
+        that.
+        """
+        keys = self.b * self.n * (self.h_kv or self.h) * self.d
+        rows = self.b * self.l * self.width
+        square = self.width**2
+        count = {
+            "fused_cross_attention": 2 * rows + 2 * keys,
+            "fused_latent_resample": self.b * self.n * self.width + rows + 4 * square,
+            "fused_gated_fusion": 3 * rows + 4 * square + 2 * self.width * self.hidden,
+            "fused_transformer_layer": 2 * rows + 4 * square + 2 * self.width * self.hidden,
+        }[self.op]
+        return itemsize * count, 2 * itemsize * count
+
+
+def attention_by_sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    kv_range: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """fused_cross_attention's arguments handed to PyTorch's own attention."""
+    allowed = allowed_keys(mask, kv_range, k.shape[2])
+    attn_mask = None if allowed is None else allowed.unsqueeze(1)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, enable_gqa=grouped)
+
+
+@contextmanager
+def _sdpa_inside(op: str) -> Iterator[None]:
+    with patch.object(_COMPOSED[op], "cross_attention", attention_by_sdpa):
+        yield
+
+
+def peer(op: str, kind: str) -> Callable[..., Tensor]:
+    """The plain expression with attention as matmul and softmax ("eager") or as PyTorch's own ("sdpa")."""
+    if kind == "eager":
+        reference: Callable[..., Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
+        return reference
+    if op == "fused_cross_attention":
+        return attention_by_sdpa
+    plain = peer(op, "eager")
+
+    def run(**named: Any) -> Tensor:
+        with _sdpa_inside(op):
+            return plain(**named)
+
+    return run
+
+
+def packed(op: str, case: FusionCase, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function over tensors by flat names."""
+
+    def run(**tensors: Tensor) -> Tensor:
+        return function(**arguments(op, dict(tensors)), **case.options)
+
+    return run

@@ -59,12 +59,13 @@ def in_autocast_dtype(function: Function) -> Function:
         return value
 
     @functools.wraps(function)
-    def run(x: Tensor, *args: Any, **options: Any) -> Tensor:
-        dtype = autocast_dtype(x)
+    def run(*args: Any, **named: Any) -> Tensor:
+        main: Tensor = next(iter((*args, *named.values())))
+        dtype = autocast_dtype(main)
         if dtype is None:
-            return function(x, *args, **options)
-        named = {name: cast(value, dtype) for name, value in options.items()}
-        with torch.autocast(x.device.type, enabled=False):
-            return function(cast(x, dtype), *cast(args, dtype), **named)
+            return function(*args, **named)
+        rounded = {name: cast(value, dtype) for name, value in named.items()}
+        with torch.autocast(main.device.type, enabled=False):
+            return function(*cast(args, dtype), **rounded)
 
     return run  # type: ignore[return-value]

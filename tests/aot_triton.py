@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -27,7 +29,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from jair_kernels import _triton_grad, _triton_mlp, _triton_pool
+from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
+from jair_kernels.add_norm import triton as add_norm
+from jair_kernels.bias_gelu import triton as bias_gelu
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
@@ -45,8 +49,13 @@ SHAPES = (
     (100, 512, 64, 81),
     (1024, 1024, 64, 32),
 )
+# D and M of the layers whose rows add_norm and bias_gelu take.
+ROWS = ((768, 2048), (1024, 2816))
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1"}
-MODULES = (_triton_mlp, _triton_grad, _triton_pool, token_pool, tokenlearner, tokenfuser)
+MODULES = (
+    _triton_mlp, _triton_grad, _triton_pool, _triton_rows, token_pool, tokenlearner, tokenfuser, add_norm,
+    bias_gelu,
+)  # fmt: skip
 
 
 class Build(NamedTuple):
@@ -98,6 +107,24 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     tokenfuser.backward(y, x, tokens, *parameters, stats, True)
 
 
+def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
+    """add_norm and bias_gelu as the layers use them, with all parameters and with none."""
+    r = 64 * 196
+    x, stats = torch.empty(r, d, dtype=dtype), torch.empty(r, 2)
+    scale, one = torch.empty(d, dtype=dtype), torch.empty(1, dtype=dtype)
+    add_norm.forward(x, None, None, None, None, None, None, True, scale, scale, 1e-6)
+    add_norm.forward(x, None, None, None, x, scale, None, True, scale, scale, 1e-6)
+    add_norm.forward(x, stats, scale, scale, x, scale, scale, True, scale, scale, 1e-6)
+    add_norm.forward(x, stats, None, None, x, None, one, False, None, None, 1e-6)
+    for gradient in (None, x):
+        add_norm.backward(x, gradient, x, stats, scale, scale)
+    add_norm.backward(x, x, x, stats, None, None)
+    h = torch.empty(r, m, dtype=dtype)
+    for bias, tanh in product((None, torch.empty(m, dtype=dtype)), (False, True)):
+        bias_gelu.forward(h, bias, tanh)
+        bias_gelu.backward(h, h, bias, tanh)
+
+
 def builds() -> Iterator[tuple[str, Build]]:
     """Every specialisation once, with the first case that needs it."""
     seen: set[Build] = set()
@@ -111,13 +138,15 @@ def builds() -> Iterator[tuple[str, Build]]:
         for module in MODULES:
             stack.enter_context(patch.object(module, "launch", record))
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            for n, d, h, k in SHAPES:
+            calls = [(f"{n}x{d} K {k}", partial(call_ops, dtype, n, d, h, k)) for n, d, h, k in SHAPES]
+            calls += [(f"D {d} M {m}", partial(call_row_ops, dtype, d, m)) for d, m in ROWS]
+            for case, call in calls:
                 found.clear()
-                call_ops(dtype, n, d, h, k)
+                call()
                 for build in found:
                     if build not in seen:
                         seen.add(build)
-                        yield f"{TYPES[dtype]} {n}x{d} K {k}", build
+                        yield f"{TYPES[dtype]} {case}", build
 
 
 def compile_one(build: Build, arch: int) -> tuple[int, int, int]:

@@ -28,6 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from jair_kernels import _triton_grad, _triton_mlp, _triton_pool
+from jair_kernels.query_pool import triton as query_pool
+from jair_kernels.query_pool import triton_grad as query_pool_grad
+from jair_kernels.query_pool import triton_rows as query_pool_rows
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
@@ -46,7 +49,28 @@ SHAPES = (
     (1024, 1024, 64, 32),
 )
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1"}
-MODULES = (_triton_mlp, _triton_grad, _triton_pool, token_pool, tokenlearner, tokenfuser)
+
+# N, D, K of absorbed resampling: 16 and 64 latents of a ViT-B with 12 heads, wide ViTs, and few queries.
+QUERY_SHAPES = (
+    (196, 768, 192),
+    (196, 768, 768),
+    (257, 1024, 512),
+    (1024, 1280, 512),
+    (81, 512, 12),
+    (81, 512, 24),
+    (81, 512, 48),
+)
+MODULES = (
+    _triton_mlp,
+    _triton_grad,
+    _triton_pool,
+    token_pool,
+    tokenlearner,
+    tokenfuser,
+    query_pool,
+    query_pool_grad,
+    query_pool_rows,
+)
 
 
 class Build(NamedTuple):
@@ -98,6 +122,15 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     tokenfuser.backward(y, x, tokens, *parameters, stats, True)
 
 
+def call_query_pool(dtype: torch.dtype, n: int, d: int, k: int) -> None:
+    """Shared queries and all options; then none, with queries of every image and images split over tokens."""
+    for b, sets, norm in ((64, 1, True), (2, 2, False)):
+        x, queries = torch.empty(b, n, d, dtype=dtype), torch.empty(sets, k, d, dtype=dtype)
+        mask = torch.empty(b, n, dtype=torch.bool) if norm else None
+        y, lse, stats = query_pool.forward(x, queries, mask, norm, 1e-5)
+        query_pool.backward(y, x, queries, mask, y, lse, stats, norm)
+
+
 def builds() -> Iterator[tuple[str, Build]]:
     """Every specialisation once, with the first case that needs it."""
     seen: set[Build] = set()
@@ -111,13 +144,14 @@ def builds() -> Iterator[tuple[str, Build]]:
         for module in MODULES:
             stack.enter_context(patch.object(module, "launch", record))
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
-            for n, d, h, k in SHAPES:
-                found.clear()
-                call_ops(dtype, n, d, h, k)
-                for build in found:
-                    if build not in seen:
-                        seen.add(build)
-                        yield f"{TYPES[dtype]} {n}x{d} K {k}", build
+            for call, shapes in ((call_ops, SHAPES), (call_query_pool, QUERY_SHAPES)):
+                for n, d, *rest in shapes:
+                    found.clear()
+                    call(dtype, n, d, *rest)
+                    for build in found:
+                        if build not in seen:
+                            seen.add(build)
+                            yield f"{TYPES[dtype]} {n}x{d} K {rest[-1]}", build
 
 
 def compile_one(build: Build, arch: int) -> tuple[int, int, int]:

@@ -32,6 +32,9 @@ from triton.compiler import ASTSource
 from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
 from jair_kernels.add_norm import triton as add_norm
 from jair_kernels.bias_gelu import triton as bias_gelu
+from jair_kernels.query_pool import triton as query_pool
+from jair_kernels.query_pool import triton_grad as query_pool_grad
+from jair_kernels.query_pool import triton_rows as query_pool_rows
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
@@ -52,10 +55,30 @@ SHAPES = (
 # D and M of the layers whose rows add_norm and bias_gelu take.
 ROWS = ((768, 2048), (1024, 2816))
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1"}
+# N, D, K of absorbed resampling: 16 and 64 latents of a ViT-B with 12 heads, wide ViTs, and few queries.
+QUERY_SHAPES = (
+    (196, 768, 192),
+    (196, 768, 768),
+    (257, 1024, 512),
+    (1024, 1280, 512),
+    (81, 512, 12),
+    (81, 512, 24),
+    (81, 512, 48),
+)
 MODULES = (
-    _triton_mlp, _triton_grad, _triton_pool, _triton_rows, token_pool, tokenlearner, tokenfuser, add_norm,
+    _triton_mlp,
+    _triton_grad,
+    _triton_pool,
+    _triton_rows,
+    token_pool,
+    tokenlearner,
+    tokenfuser,
+    query_pool,
+    query_pool_grad,
+    query_pool_rows,
+    add_norm,
     bias_gelu,
-)  # fmt: skip
+)
 
 
 class Build(NamedTuple):
@@ -125,6 +148,15 @@ def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
         bias_gelu.backward(h, h, bias, tanh)
 
 
+def call_query_pool(dtype: torch.dtype, n: int, d: int, k: int) -> None:
+    """Shared queries and all options; then none, with queries of every image and images split over tokens."""
+    for b, sets, norm in ((64, 1, True), (2, 2, False)):
+        x, queries = torch.empty(b, n, d, dtype=dtype), torch.empty(sets, k, d, dtype=dtype)
+        mask = torch.empty(b, n, dtype=torch.bool) if norm else None
+        y, lse, stats = query_pool.forward(x, queries, mask, norm, 1e-5)
+        query_pool.backward(y, x, queries, mask, y, lse, stats, norm)
+
+
 def builds() -> Iterator[tuple[str, Build]]:
     """Every specialisation once, with the first case that needs it."""
     seen: set[Build] = set()
@@ -139,6 +171,9 @@ def builds() -> Iterator[tuple[str, Build]]:
             stack.enter_context(patch.object(module, "launch", record))
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             calls = [(f"{n}x{d} K {k}", partial(call_ops, dtype, n, d, h, k)) for n, d, h, k in SHAPES]
+            calls += [
+                (f"{n}x{d} K {k}", partial(call_query_pool, dtype, n, d, k)) for n, d, k in QUERY_SHAPES
+            ]
             calls += [(f"D {d} M {m}", partial(call_row_ops, dtype, d, m)) for d, m in ROWS]
             for case, call in calls:
                 found.clear()

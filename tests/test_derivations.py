@@ -215,6 +215,24 @@ def test_resampling_absorbs_the_projections() -> None:
     assert_close(actual, expected)
 
 
+def test_query_pooling_takes_both_means_from_products_over_the_outputs() -> None:
+    torch.manual_seed(0)
+    x, q, dy = (randn(N, D) + 2 * randn(N, 1)).requires_grad_(), randn(K, D).requires_grad_(), randn(K, D)
+    xhat = F.layer_norm(x, (D,), eps=EPS)
+    s = xhat @ q.T
+    p = s.softmax(0)
+    dx, dq, g = torch.autograd.grad(p.T @ xhat, (x, q, xhat), dy)
+
+    r, dp = (x.var(1, correction=0, keepdim=True) + EPS).rsqrt(), xhat @ dy.T
+    ds = p * (dp - (p * dp).sum(0))
+    assert_close(p @ dy + ds @ q, g)
+    assert_close(ds.T @ xhat, dq)
+    mean, along = p @ dy.sum(1) + ds @ q.sum(1), (p * dp + ds * s).sum(1)
+    assert_close(mean / D, g.mean(1))
+    assert_close(along / D, (g * xhat).mean(1))
+    assert_close(r * (g - (mean[:, None] + xhat * along[:, None]) / D), dx)
+
+
 @pytest.mark.parametrize(("n", "d", "h"), [(196, 768, 12), (196, 768, 1), (49, 512, 8), (50176, 1024, 16)])
 def test_absorbing_pays_below_a_number_of_latents(n: int, d: int, h: int) -> None:
     """Multiply-accumulates of both forms cross where the document says."""

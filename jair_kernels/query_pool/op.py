@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _vmap
+from jair_kernels import _library, _triton, _vmap
 from jair_kernels._autograd import accumulate_dtype
 from jair_kernels._backends import Kernel, register_block
 from jair_kernels.query_pool import cost
@@ -59,6 +59,12 @@ def _register() -> None:
         _vmap.register("query_pool", forward=(), backward=())
         kernels["cpu"] = Kernel(ops.query_pool_forward.default, ops.query_pool_backward.default)
         _count(ops.query_pool_forward, ops.query_pool_backward)
+    forward = _triton.define("query_pool", "forward", _fake_forward, 3)
+    backward = _triton.define("query_pool", "backward", _fake_backward, 2)
+    _vmap.register("query_pool", forward=(), backward=(), suffix="_triton")
+    kernels["triton"] = Kernel(forward.default, backward.default)
+    _count(forward, backward)
+
     register_block("query_pool", **kernels)
 
 

@@ -128,7 +128,10 @@ class Differentiable:
                     f"{self.op}: expected torch.func and forward mode outside of torch.compile, "
                     "got one within"
                 )
-            return self.traced.apply(*args)
+            # Where nothing is recorded Dynamo counts the arguments of an apply, which it cannot for *args.
+            tensors = (a for a in args if isinstance(a, torch.Tensor))
+            recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            return self.traced.apply(*args) if recorded else self.traced.forward(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.eager.apply(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):

@@ -42,10 +42,10 @@ def latent_resample(
         keys = layer_norm(keys, *x_norm, eps)
     if latents_norm is not None:
         latents = layer_norm(latents, *latents_norm, eps)
-    latents = latents.expand(b, *latents.shape[-2:])
+    q = F.linear(latents, wq, bq).expand(b, latents.shape[-2], wq.shape[0])  # shared ones are projected once
     if attend_latents:
-        keys = torch.cat([keys, latents], dim=1)
-        mask = None if mask is None else F.pad(mask, (0, latents.shape[1]), value=True)
-    q = heads(F.linear(latents, wq, bq), num_heads)
+        keys = torch.cat([keys, latents.expand(b, *latents.shape[-2:])], dim=1)
+        mask = None if mask is None else F.pad(mask, (0, latents.shape[-2]), value=True)
+    q = heads(q, num_heads)
     k, v = heads(F.linear(keys, wk, bk), kv_heads), heads(F.linear(keys, wv, bv), kv_heads)
     return F.linear(merge_heads(cross_attention(q, k, v, mask=mask)), wo, bo)

@@ -32,6 +32,8 @@ from triton.compiler import ASTSource
 from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
 from jair_kernels.add_norm import triton as add_norm
 from jair_kernels.bias_gelu import triton as bias_gelu
+from jair_kernels.cross_attention import triton as attention
+from jair_kernels.cross_attention import triton_grad as attention_grad
 from jair_kernels.query_pool import triton as query_pool
 from jair_kernels.query_pool import triton_grad as query_pool_grad
 from jair_kernels.query_pool import triton_rows as query_pool_rows
@@ -54,7 +56,7 @@ SHAPES = (
 )
 # D and M of the layers whose rows add_norm and bias_gelu take.
 ROWS = ((768, 2048), (1024, 2816))
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1"}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1", torch.int32: "i32", torch.int64: "i64"}
 # N, D, K of absorbed resampling: 16 and 64 latents of a ViT-B with 12 heads, wide ViTs, and few queries.
 QUERY_SHAPES = (
     (196, 768, 192),
@@ -65,6 +67,8 @@ QUERY_SHAPES = (
     (81, 512, 24),
     (81, 512, 48),
 )
+# L, N, heads of q and of k, d of attention: to image tokens, in a layer, to a large image, wide heads.
+ATTENTION_SHAPES = ((64, 196, 12, 12, 64), (128, 128, 12, 12, 64), (64, 4964, 16, 4, 96), (32, 257, 12, 12, 128))
 MODULES = (
     _triton_mlp,
     _triton_grad,
@@ -78,6 +82,8 @@ MODULES = (
     query_pool_rows,
     add_norm,
     bias_gelu,
+    attention,
+    attention_grad,
 )
 
 
@@ -130,6 +136,16 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     tokenfuser.backward(y, x, tokens, *parameters, stats, True)
 
 
+def call_attention(dtype: torch.dtype, l: int, n: int, h: int, h_kv: int, d: int) -> None:
+    """With and without a mask and ranges, for a large batch and for one sample, whose keys are split."""
+    for b, masked in ((64, False), (1, True)):
+        q, k = torch.empty(b, l, h, d, dtype=dtype), torch.empty(b, n, h_kv, d, dtype=dtype)
+        mask = torch.empty(b, n, dtype=torch.bool) if masked else None
+        ranges = torch.empty(b, l, 2, dtype=torch.int32) if masked else None
+        o, stats = attention.forward(q, k, k, mask, ranges, d**-0.5)
+        attention.backward(o, q, k, k, mask, ranges, o, stats, d**-0.5, l == n)
+
+
 def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
     """add_norm and bias_gelu as the layers use them, with all parameters and with none."""
     r = 64 * 196
@@ -174,6 +190,8 @@ def builds() -> Iterator[tuple[str, Build]]:
             calls += [
                 (f"{n}x{d} K {k}", partial(call_query_pool, dtype, n, d, k)) for n, d, k in QUERY_SHAPES
             ]
+            for l, n, h, h_kv, d in ATTENTION_SHAPES:
+                calls.append((f"{l}x{n} d {d}", partial(call_attention, dtype, l, n, h, h_kv, d)))
             calls += [(f"D {d} M {m}", partial(call_row_ops, dtype, d, m)) for d, m in ROWS]
             for case, call in calls:
                 found.clear()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _vmap
+from jair_kernels import _library, _triton, _vmap
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
 from jair_kernels._backends import Kernel, kernel, register, register_block
 from jair_kernels.cross_attention import cost
@@ -44,10 +44,6 @@ def _fake_backward(
     return q.new_empty(q.shape), q.new_empty((b, n, 2, h_kv, d))
 
 
-def _unfit(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    return None
-
-
 def _count(forward: Any, backward: Any) -> None:
     @register_flop_formula(forward)
     def _(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
@@ -69,6 +65,11 @@ def _register() -> None:
         _vmap.register("cross_attention", forward=range(5), backward=range(8))
         kernels["cpu"] = Kernel(ops.cross_attention_forward.default, ops.cross_attention_backward.default)
         _count(ops.cross_attention_forward, ops.cross_attention_backward)
+    forward = _triton.define("cross_attention", "forward", _fake_forward, 2)
+    backward = _triton.define("cross_attention", "backward", _fake_backward, 2)
+    _vmap.register("cross_attention", forward=range(5), backward=range(8), suffix="_triton")
+    kernels["triton"] = Kernel(forward.default, backward.default)
+    _count(forward, backward)
     register("fused_cross_attention", **kernels)
     register_block("cross_attention", **kernels)
 

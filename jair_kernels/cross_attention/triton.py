@@ -1,0 +1,225 @@
+"""fused_cross_attention in Triton: one program attends from a tile of queries to a segment of the keys.
+
+The queries of all heads that share a head of the keys are the rows m = j L + l of one matrix, j the head's
+place in its group, so that a key is read once for all of them. Keys are split where programs would be too
+few.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from jair_kernels._triton import (
+    Config,
+    ceil_div,
+    configured,
+    launch,
+    padded,
+    precision,
+    rows_contiguous,
+    symbolic,
+)
+from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
+
+Tensor = torch.Tensor
+
+
+@triton.jit
+def load_rows(x, b, g, m, keep, L, D, R, x_b, x_l, x_h, d):
+    """Rows m of the queries of group g, or of what has their shape; 0 where not kept."""
+    at = x + b * x_b + (m % L).to(tl.int64) * x_l + (g * R + m // L).to(tl.int64) * x_h
+    return tl.load(at[:, None] + d[None, :], mask=keep[:, None] & (d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e):
+    """The keys [start, end) that the rows m may attend."""
+    at = kv_range + b * r_b + (m % L).to(tl.int64) * r_l
+    start = tl.load(at, mask=live, other=0).to(tl.int64)
+    end = tl.load(at + r_e, mask=live, other=0).to(tl.int64)
+    return tl.maximum(start, 0), tl.minimum(end, N)
+
+
+@triton.jit
+def load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE: tl.constexpr):
+    """Keys and values n, and which of them are not finite. With ranges those are 0: a product with a weight
+    of 0 would carry their NaN to queries that do not attend them.
+    """
+    inside = keep[:, None] & (d < D)[None, :]
+    kn = tl.load(k + b * k_b + g * k_h + n[:, None] * k_n + d[None, :], mask=inside, other=0.0)
+    vn = tl.load(v + b * v_b + g * v_h + n[:, None] * v_n + d[None, :], mask=inside, other=0.0)
+    broken = n < 0
+    if HAS_RANGE:
+        wide_k, wide_v = kn.to(tl.float32), vn.to(tl.float32)
+        faults = tl.sum((wide_k - wide_k != 0).to(tl.int32), 1)
+        faults += tl.sum((wide_v - wide_v != 0).to(tl.int32), 1)
+        broken = faults > 0
+        kn, vn = tl.where(broken[:, None], 0.0, kn), tl.where(broken[:, None], 0.0, vn)
+    return kn, vn, broken
+
+
+@triton.jit
+def scores_of(q, kn, n, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores [rows, keys], -inf where a key is not attended, NaN where one is that is not finite; and which
+    are attended."""
+    s = tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale
+    inside = keep[None, :] & (start >= 0)[:, None]
+    if HAS_RANGE:
+        inside = inside & (n[None, :] >= start[:, None]) & (n[None, :] < end[:, None])
+        s = tl.where(broken[None, :], float("nan"), s)
+    return tl.where(inside, s, float("-inf")), inside
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, mask, kv_range, o, stats, scale, L, N, D, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    m_b, m_n, r_b, r_l, r_e, splits, segment, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr,
+    MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows, one segment of keys. MERGED: outputs [image, split, row] of the segment alone."""
+    M = R * L
+    tiles = tl.cdiv(M, BLOCK_M)
+    place = (tl.program_id(0) // tiles).to(tl.int64)
+    image, split = place // splits, place % splits
+    b, g = image // G, image % G
+    m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d, live = tl.arange(0, BLOCK_D), m < M
+    rows = load_rows(q, b, g, m, live, L, D, R, q_b, q_l, q_h, d)
+    start, end = tl.zeros([BLOCK_M], tl.int64), tl.zeros([BLOCK_M], tl.int64)
+    if HAS_RANGE:
+        start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total, acc = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    first = split * segment
+    last = tl.minimum(first + segment, N)
+    for n0 in range(first, last, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
+        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
+        kn, vn, broken = load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE)
+        s, inside = scores_of(rows, kn, n, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
+        larger = tl.maximum(top, tl.max(s, 1))
+        base = tl.where(larger == float("-inf"), 0.0, larger)
+        p = tl.where(inside, tl.exp(s - base[:, None]), 0.0)
+        decay = tl.exp(top - base)
+        total = total * decay + tl.sum(p, 1)
+        acc = tl.dot(p.to(vn.dtype), vn, acc * decay[:, None], input_precision=PRECISION)
+        top = larger
+    inverse = tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total))
+    out = acc * inverse[:, None]
+    if MERGED:
+        row = place * M + m
+        kept = total
+    else:
+        row = (b * G + g) * M + m
+        kept = inverse
+    tl.store(stats + 2 * row, top, mask=live)
+    tl.store(stats + 2 * row + 1, kept, mask=live)
+    to = row * D
+    if not MERGED:
+        to = ((b * L + m % L) * (G * R) + g * R + m // L) * D
+    tl.store(o + to[:, None] + d[None, :], out.to(o.dtype.element_ty), mask=live[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def merge_kernel(parts, part_stats, o, stats, L, D, R, G, splits, BLOCK_D: tl.constexpr):
+    """One row from its segments, in the order of the keys; each counts with its sum of exponentials."""
+    row = tl.program_id(0).to(tl.int64)
+    M = R * L
+    image, m = row // M, row % M
+    b, g = image // G, image % G
+    d = tl.arange(0, BLOCK_D)
+    top, total, acc = -float("inf"), 0.0, tl.zeros([BLOCK_D], tl.float32)
+    for i in range(splits):
+        at = (image * splits + i) * M + m
+        part = tl.load(parts + at * D + d, mask=d < D, other=0.0)
+        here, weight = tl.load(part_stats + 2 * at), tl.load(part_stats + 2 * at + 1)
+        larger = tl.maximum(top, here)
+        base = tl.where(larger == float("-inf"), 0.0, larger)
+        old, new = tl.exp(top - base), weight * tl.exp(here - base)
+        acc = acc * old + part * new
+        total = total * old + new
+        top = larger
+    inverse = tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total))
+    tl.store(stats + 2 * row, top)
+    tl.store(stats + 2 * row + 1, inverse)
+    to = ((b * L + m % L) * (G * R) + g * R + m // L) * D
+    tl.store(o + to + d, (acc * inverse).to(o.dtype.element_ty), mask=d < D)
+
+
+def _grouped(q: Tensor, k: Tensor) -> tuple[Any, ...]:
+    """L, N, D, R = heads of q for one of k, G = heads of k."""
+    return q.shape[1], k.shape[1], q.shape[3], q.shape[2] // k.shape[2], k.shape[2]
+
+
+def arguments(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_range: Tensor | None
+) -> tuple[Any, ...]:
+    """Strides of what a kernel reads."""
+    ranges = (0, 0, 0) if kv_range is None else kv_range.stride()
+    return (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *mask_arguments(mask, q)[1:], *ranges)
+
+
+def options(q: Tensor, mask: Tensor | None, kv_range: Tensor | None, config: Config) -> dict[str, Any]:
+    """Compile-time arguments of the kernels."""
+    blocks = {name: value for name, value in config.items() if name != "SEGMENT"}
+    masks = {"HAS_MASK": mask is not None, "HAS_RANGE": kv_range is not None}
+    return {**blocks, **masks, "PRECISION": precision(q), "BLOCK_D": padded(q.shape[3])}
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_range: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The op's forward: o [B,L,h,d] and stats [B,h,L,2]."""
+    q, k, v = (rows_contiguous(t) for t in (q, k, v))
+    b, h = q.shape[0], q.shape[2]
+    l, n, d, r, g = _grouped(q, k)
+    o, stats = q.new_empty((b, l, h, d)), q.new_empty((b, h, l, 2), dtype=torch.float32)
+    if not symbolic(b) and b == 0:
+        return o, stats
+
+    def run(config: Config) -> tuple[Tensor, Tensor]:
+        tiles = ceil_div(r * l, config["BLOCK_M"])
+        splits, segment = split_tokens(b * g, n, tiles, config)
+        merged = symbolic(splits) or splits > 1
+        parts, part_stats = o, stats
+        if merged:
+            parts = q.new_empty((b, g, splits, r * l, d), dtype=torch.float32)
+            part_stats = q.new_empty((b, g, splits, r * l, 2), dtype=torch.float32)
+        launch(
+            forward_kernel, (b * g * splits * tiles,), q, q, k, v, mask_arguments(mask, q)[0],
+            q if kv_range is None else kv_range, parts, part_stats, scale, l, n, d, r, g,
+            *arguments(q, k, v, mask, kv_range), splits, segment, MERGED=merged,
+            **options(q, mask, kv_range, config),
+        )  # fmt: skip
+        if merged:
+            launch(
+                merge_kernel, (b * h * l,), q, parts, part_stats, o, stats, l, d, r, g, splits,
+                BLOCK_D=padded(d), num_warps=1,
+            )  # fmt: skip
+        return o, stats
+
+    result: tuple[Tensor, Tensor] = configured("cross_attention_forward", q, d, run)
+    return result
+
+
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    kv_range: Tensor | None,
+    o: Tensor,
+    stats: Tensor,
+    scale: float,
+    packed: bool,
+) -> tuple[Tensor, Tensor]:
+    """The op's backward, see `triton_grad`."""
+    from jair_kernels.cross_attention.triton_grad import backward as run
+
+    return run(dout, q, k, v, mask, kv_range, o, stats, scale, packed)

@@ -1,11 +1,10 @@
-// query_pool, forward and backward. Included once per instruction set.
-//
+// query_pool, forward and backward (docs/derivations.md, section 9). Included once per instruction set.
 // The LayerNorm folds into the products: with a token's mean m, r = 1/std and its row held as x - shift,
 //   xhat . q = r ((x - shift) . q - (m - shift) c),  c the sum of q's elements, and so for dP = xhat . dY
 //   sum of w xhat = sum of (w r) (x - shift) - (sum of w r (m - shift)) 1
 // Backward, with dS = P (dP - delta):   dqueries = dS^T xhat,   dxhat = P dY + dS queries,
 //   dx = r (dxhat - mean(dxhat) - xhat mean(dxhat . xhat)),   both means over D being sums over K:
-//   D mean(dxhat) = P . rowsum(dY) + dS . rowsum(queries),   D mean(dxhat . xhat) = P . dP + dS . S.  (docs/derivations.md)
+//   D mean(dxhat) = P . rowsum(dY) + dS . rowsum(queries),   D mean(dxhat . xhat) = P . dP + dS . S.
 #include "cpu/engine.h"
 #include "cpu/token_rows.h"
 #include "cpu/output_rows.h"
@@ -53,8 +52,7 @@ class QueryPool {
   }
 
   void forward(const Segment& s) {
-    const int64_t size = State::size(k_, dp_);
-    State state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * size, k_);
+    State state(s.partial < 0 ? state_ : static_cast<C*>(p_.partials) + s.partial * State::size(k_, dp_), k_);
     state.clear(k_, dp_);
     load_image(s.image);
     for (int64_t n = s.begin; n < s.end; n += block_) {

@@ -56,7 +56,14 @@ SHAPES = (
 )
 # D and M of the layers whose rows add_norm and bias_gelu take.
 ROWS = ((768, 2048), (1024, 2816))
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.bool: "i1", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.bool: "i1",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 # N, D, K of absorbed resampling: 16 and 64 latents of a ViT-B with 12 heads, wide ViTs, and few queries.
 QUERY_SHAPES = (
     (196, 768, 192),
@@ -68,7 +75,12 @@ QUERY_SHAPES = (
     (81, 512, 48),
 )
 # L, N, heads of q and of k, d of attention: to image tokens, in a layer, to a large image, wide heads.
-ATTENTION_SHAPES = ((64, 196, 12, 12, 64), (128, 128, 12, 12, 64), (64, 4964, 16, 4, 96), (32, 257, 12, 12, 128))
+ATTENTION_SHAPES = (
+    (64, 196, 12, 12, 64),
+    (128, 128, 12, 12, 64),
+    (64, 4964, 16, 4, 96),
+    (32, 257, 12, 12, 128),
+)
 MODULES = (
     _triton_mlp,
     _triton_grad,

@@ -2,13 +2,16 @@
 
 from jair.config import JAIRConfig
 from jair.fusion import GatedFusion, JointAdaptiveFusion
+from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
 from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
 from jair.transformer_layer import TransformerLayer
 
 __all__ = [
+    "JAIR",
     "GatedFusion",
     "JAIRConfig",
+    "JAIROutput",
     "JointAdaptiveFusion",
     "LatentResampler",
     "SpatialResampler",

@@ -9,7 +9,7 @@ STD = 0.02
 
 
 def truncated_normal(
-    *shape: int, device: torch.device | str | None, dtype: torch.dtype | None
+    *shape: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> nn.Parameter:
     """A parameter from the normal distribution of deviation 0.02, cut off at two deviations."""
     parameter = nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))

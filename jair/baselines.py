@@ -27,7 +27,7 @@ class OneSequence(nn.Module):
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
         self.checkpointing = config.gradient_checkpointing
-        self.type_embedding = truncated_normal(2, config.dim, device=None, dtype=None)
+        self.type_embedding = truncated_normal(2, config.dim)
         self.stack = transformer_layers(config, config.num_layers)
 
     def join(self, image: Tensor, text: Tensor, text_mask: Tensor | None) -> Fused:
@@ -65,11 +65,11 @@ class CrossAttentionFusion(nn.Module):
 
 
 class PerceiverFusion(OneSequence):
-    """In each iteration 2 num_latents latents ask all inputs (Eq. 3), then a layer on them; then the stack."""
+    """In each iteration 2 num_latents latents ask all inputs (Eq. 3), then a layer; then the stack."""
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__(config)
-        self.latents = truncated_normal(2 * config.num_latents, config.dim, device=None, dtype=None)
+        self.latents = truncated_normal(2 * config.num_latents, config.dim)
         self.blocks = gated_fusions(config)
         self.layers = transformer_layers(config, config.iterations)
 
@@ -90,7 +90,7 @@ class CotokenizationFusion(OneSequence):
         state = state + [pool(image part of y); pool(text part of y)]         num_latents tokens of each
         state = T_i(state)
 
-    pool weights the positions by the softmax of one linear map of them (without bias, which it would not see);
+    pool weights the positions by the softmax of one linear map of them (no bias: it would not see it);
     the state starts at 0; every iteration has its own weights; then the stack.
     """
 

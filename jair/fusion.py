@@ -162,9 +162,7 @@ class JointAdaptiveFusion(nn.Module):
         self.text_resampler = LatentResampler(
             config.dim, config.num_latents, config.num_heads, eps=config.eps
         )
-        self.type_embedding = (
-            truncated_normal(2, config.dim, device=None, dtype=None) if config.stream == "joint" else None
-        )
+        self.type_embedding = truncated_normal(2, config.dim) if config.stream == "joint" else None
         self.blocks = gated_fusions(config)
         weighted = config.combination == "weighted"
         self.a = nn.Parameter(torch.ones(config.iterations)) if weighted else None

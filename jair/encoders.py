@@ -5,6 +5,7 @@ transformers is imported where a model is made, so that the rest of the package 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -51,24 +52,44 @@ def optional_import(name: str) -> Any:
         ) from error
 
 
-def _encoder(argument: str, name: str, settings: dict[str, Any] | None, kinds: tuple[str, ...]) -> Any:
-    """transformers' encoder with these settings; without any, with settings and weights of a checkpoint."""
-    transformers = optional_import("transformers")
-    if settings is None:
-        config = transformers.AutoConfig.from_pretrained(name)
-    else:
-        config = transformers.AutoConfig.for_model(**settings)
-    if config.model_type not in kinds:
+def with_settings(config: JAIRConfig) -> JAIRConfig:
+    """The configuration with transformers' settings of the encoders that are checkpoints."""
+    if config.image_encoder not in BUILT_IN and config.image_encoder_config is None:
+        settings = _settings_of("image_encoder", config.image_encoder, ("resnet", "vit"))
+        config = dataclasses.replace(config, image_encoder_config=settings)
+    if config.text_encoder != "transformer" and config.text_encoder_config is None:
+        settings = _settings_of("text_encoder", config.text_encoder, ("t5",))
+        config = dataclasses.replace(config, text_encoder_config=settings)
+    return config
+
+
+def _settings_of(argument: str, checkpoint: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    settings = optional_import("transformers").AutoConfig.from_pretrained(checkpoint)
+    if settings.model_type not in kinds:
         raise ValueError(
-            f"{argument}: expected a checkpoint of {' or '.join(kinds)}, got one of {config.model_type}"
+            f"{argument}: expected a checkpoint of {' or '.join(kinds)}, got one of {settings.model_type}"
         )
-    class_name, options = CLASSES[config.model_type]
-    encoder_class = getattr(transformers, class_name)
-    if settings is not None:
-        return encoder_class(config, **options)
+    of_checkpoint: dict[str, Any] = settings.to_diff_dict()
+    return of_checkpoint
+
+
+def image_settings(config: JAIRConfig) -> Any:
+    """transformers' settings of the image encoder of a configuration `with_settings`."""
+    settings = config.image_encoder_config
+    if settings is None:
+        settings = {**BUILT_IN[config.image_encoder], "image_size": config.image_size}
+    return optional_import("transformers").AutoConfig.for_model(**settings)
+
+
+def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
+    """transformers' encoder with these settings, and with the weights of a checkpoint, if there is one."""
+    class_name, options = CLASSES[settings.model_type]
+    encoder_class = getattr(optional_import("transformers"), class_name)
+    if checkpoint is None:
+        return encoder_class(settings, **options)
     encoder, report = encoder_class.from_pretrained(
-        name,
-        config=config,
+        checkpoint,
+        config=settings,
         dtype=torch.get_default_dtype(),
         use_safetensors=True,  # nothing is unpickled
         output_loading_info=True,
@@ -89,20 +110,19 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
-        settings = config.image_encoder_config
-        if settings is None and config.image_encoder in BUILT_IN:
-            settings = {**BUILT_IN[config.image_encoder], "image_size": config.image_size}
-        self.backbone = _encoder("image_encoder", config.image_encoder, settings, ("resnet", "vit"))
-        of_backbone = self.backbone.config
-        self.is_resnet = of_backbone.model_type == "resnet"
-        self.interpolate = not self.is_resnet and of_backbone.image_size != config.image_size
+        built = config.image_encoder in BUILT_IN or config.image_encoder_config is not None
+        config = with_settings(config)
+        settings = image_settings(config)
+        self.backbone = _encoder("image_encoder", settings, None if built else config.image_encoder)
+        self.is_resnet = settings.model_type == "resnet"
+        self.interpolate = not self.is_resnet and settings.image_size != config.image_size
         if self.is_resnet:
             for layer in self.backbone.encoder.stages[-1].modules():
                 if isinstance(layer, nn.Conv2d):
                     layer.stride = (1, 1)
-        width = of_backbone.hidden_sizes[-1] if self.is_resnet else of_backbone.hidden_size
+        width = settings.hidden_sizes[-1] if self.is_resnet else settings.hidden_size
         self.project = nn.Linear(width, config.dim)
-        self.positions = truncated_normal(grid_side(of_backbone, config.image_size) ** 2, config.dim)
+        self.positions = truncated_normal(grid_side(settings, config.image_size) ** 2, config.dim)
         reset_linears(self.project)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -120,12 +140,12 @@ class ImageEncoder(nn.Module):
         return y
 
 
-def grid_side(of_backbone: Any, image_size: int) -> int:
+def grid_side(settings: Any, image_size: int) -> int:
     """Image tokens along one side, by transformers' settings of the ResNet or ViT."""
-    if of_backbone.model_type == "vit":
-        return int(image_size // of_backbone.patch_size)
+    if settings.model_type == "vit":
+        return int(image_size // settings.patch_size)
     # A stride of 2 halves, rounding up: stem, pooling, every stage but the last and, mostly, the first.
-    halvings = len(of_backbone.hidden_sizes) + bool(of_backbone.downsample_in_first_stage)
+    halvings = len(settings.hidden_sizes) + bool(settings.downsample_in_first_stage)
     return int(-(-image_size // 2**halvings))
 
 
@@ -155,13 +175,16 @@ class T5TextEncoder(nn.Module):
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
-        t5 = _encoder("text_encoder", config.text_encoder, config.text_encoder_config, ("t5",))
+        checkpoint = config.text_encoder if config.text_encoder_config is None else None
+        of_checkpoint = with_settings(config).text_encoder_config or {}
+        settings = optional_import("transformers").AutoConfig.for_model(**of_checkpoint)
         for name, ours in (("d_model", config.dim), ("vocab_size", config.vocab_size)):
-            theirs = getattr(t5.config, name)
+            theirs = getattr(settings, name)
             if theirs != ours:
                 raise ValueError(
                     f"text_encoder: expected a checkpoint with {name} = {ours} like the model, got {theirs}"
                 )
+        t5 = _encoder("text_encoder", settings, checkpoint)
         self._embedding = [t5.shared.weight.detach()]  # in a list, since it is no parameter of this module
         self.stack = t5.encoder
         self.stack.embed_tokens = None
@@ -176,13 +199,3 @@ class T5TextEncoder(nn.Module):
         encoded = self.stack(inputs_embeds=embedded, attention_mask=mask.long())
         y: torch.Tensor = encoded.last_hidden_state
         return y
-
-
-def settings_of_checkpoints(config: JAIRConfig, image_encoder: Any, text_encoder: Any) -> dict[str, Any]:
-    """The fields with transformers' settings of encoders that came from checkpoints."""
-    settings = {}
-    if config.image_encoder not in BUILT_IN:
-        settings["image_encoder_config"] = image_encoder.backbone.config.to_diff_dict()
-    if config.text_encoder != "transformer":
-        settings["text_encoder_config"] = text_encoder.stack.config.to_diff_dict()
-    return settings

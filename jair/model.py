@@ -6,7 +6,6 @@ tell is marked "our decision" where it stands.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -27,7 +26,7 @@ from jair.encoders import (
     T5TextEncoder,
     TextEncoder,
     optional_import,
-    settings_of_checkpoints,
+    with_settings,
 )
 from jair_kernels import _checks as check
 
@@ -77,8 +76,7 @@ class JAIR(nn.Module):
         self.fusion = FUSIONS[config.fusion](config)
         self.fused_norm = nn.LayerNorm(config.dim, config.eps)
         self.decoder = Decoder(config)
-        settings = settings_of_checkpoints(config, self.image_encoder, self.text_encoder)
-        self.config = dataclasses.replace(config, **settings)
+        self.config = with_settings(config)
 
     def forward(
         self,

@@ -261,3 +261,10 @@ except ImportError as error:
     assert out.startswith("transformers: expected for JAIR models")
     assert "pip install 'jair-kernels[models]'" in out
     assert jair.JAIR is JAIR
+
+
+def test_compiles_whole() -> None:
+    model = small()
+    pixels, words, labels = batch(2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_close(compiled(pixels, words, labels=labels).logits, model(pixels, words, labels=labels).logits)

@@ -1,5 +1,22 @@
-"""Adaptive token pooling as PyTorch modules, thin over the operations of `jair_kernels`."""
+"""The JAIR model and its parts as PyTorch modules, thin over the operations of `jair_kernels`."""
 
+from jair.config import JAIRConfig
+from jair.fusion import GatedFusion, JointAdaptiveFusion
+from jair.model import JAIR, JAIROutput
+from jair.resampler import LatentResampler, SpatialResampler
 from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
+from jair.transformer_layer import TransformerLayer
 
-__all__ = ["TokenFuser", "TokenLearner", "TokenLearnerV1"]
+__all__ = [
+    "JAIR",
+    "GatedFusion",
+    "JAIRConfig",
+    "JAIROutput",
+    "JointAdaptiveFusion",
+    "LatentResampler",
+    "SpatialResampler",
+    "TokenFuser",
+    "TokenLearner",
+    "TokenLearnerV1",
+    "TransformerLayer",
+]

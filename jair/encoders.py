@@ -1,0 +1,201 @@
+"""From pixels and words to tokens [B,N,D]: transformers' ResNet or ViT; a text encoder of our layers, or T5.
+
+transformers is imported where a model is made, so that the rest of the package works without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from jair._parameters import reset_linears, truncated_normal
+from jair.config import JAIRConfig
+from jair.fusion import transformer_layers
+from jair.transformer_layer import run_layers
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "resnet50": {
+        "model_type": "resnet"
+    },  # version 1.5, transformers' default: strides in the 3x3 convolutions
+    "resnet_tiny": {
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 48, 64, 128],
+        "depths": [1, 1, 1, 1],
+    },
+    "vit_base": {"model_type": "vit"},  # ViT-B/16
+}
+# The class of each kind of encoder, and the options with which it has no part that is not used.
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "resnet": ("ResNetModel", {}),
+    "vit": ("ViTModel", {"add_pooling_layer": False}),
+    "t5": ("T5EncoderModel", {}),
+}
+
+
+def optional_import(name: str) -> Any:
+    """A module of the extra "models".
+
+    Raises:
+        ImportError: it is not installed; names the extra.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{name}: expected for JAIR models, but it cannot be imported; pip install 'jair-kernels[models]'"
+        ) from error
+
+
+def with_settings(config: JAIRConfig) -> JAIRConfig:
+    """The configuration with transformers' settings of the encoders that are checkpoints."""
+    if config.image_encoder not in BUILT_IN and config.image_encoder_config is None:
+        settings = _settings_of("image_encoder", config.image_encoder, ("resnet", "vit"))
+        config = dataclasses.replace(config, image_encoder_config=settings)
+    if config.text_encoder != "transformer" and config.text_encoder_config is None:
+        settings = _settings_of("text_encoder", config.text_encoder, ("t5",))
+        config = dataclasses.replace(config, text_encoder_config=settings)
+    return config
+
+
+def _settings_of(argument: str, checkpoint: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    settings = optional_import("transformers").AutoConfig.from_pretrained(checkpoint)
+    if settings.model_type not in kinds:
+        raise ValueError(
+            f"{argument}: expected a checkpoint of {' or '.join(kinds)}, got one of {settings.model_type}"
+        )
+    of_checkpoint: dict[str, Any] = settings.to_diff_dict()
+    return of_checkpoint
+
+
+def image_settings(config: JAIRConfig) -> Any:
+    """transformers' settings of the image encoder of a configuration `with_settings`."""
+    settings = config.image_encoder_config
+    if settings is None:
+        settings = {**BUILT_IN[config.image_encoder], "image_size": config.image_size}
+    return optional_import("transformers").AutoConfig.for_model(**settings)
+
+
+def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
+    """transformers' encoder with these settings, and with the weights of a checkpoint, if there is one."""
+    class_name, options = CLASSES[settings.model_type]
+    encoder_class = getattr(optional_import("transformers"), class_name)
+    if checkpoint is None:
+        return encoder_class(settings, **options)
+    encoder, report = encoder_class.from_pretrained(
+        checkpoint,
+        config=settings,
+        dtype=torch.get_default_dtype(),
+        use_safetensors=True,  # nothing is unpickled
+        output_loading_info=True,
+        **options,
+    )
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"]))
+        raise ValueError(f"{argument}: expected all weights of {class_name}, got none for {missing}")
+    return encoder
+
+
+class ImageEncoder(nn.Module):
+    """Eq. 1: ``W1 x`` of the features x of a ResNet or ViT, plus learned position embeddings: [B,N,D].
+
+    A ResNet keeps stride 1 in its last stage (our decision): 14 x 14 tokens of 224 x 224 pixels. Of a ViT the
+    class token is left out; it interpolates its own position embeddings if it was made for another size.
+    """
+
+    def __init__(self, config: JAIRConfig) -> None:
+        super().__init__()
+        built = config.image_encoder in BUILT_IN or config.image_encoder_config is not None
+        config = with_settings(config)
+        settings = image_settings(config)
+        self.backbone = _encoder("image_encoder", settings, None if built else config.image_encoder)
+        self.is_resnet = settings.model_type == "resnet"
+        self.interpolate = not self.is_resnet and settings.image_size != config.image_size
+        if self.is_resnet:
+            for layer in self.backbone.encoder.stages[-1].modules():
+                if isinstance(layer, nn.Conv2d):
+                    layer.stride = (1, 1)
+        width = settings.hidden_sizes[-1] if self.is_resnet else settings.hidden_size
+        self.project = nn.Linear(width, config.dim)
+        self.positions = truncated_normal(grid_side(settings, config.image_size) ** 2, config.dim)
+        reset_linears(self.project)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixel_values [B,3,S,S] -> [B,N,D]."""
+        if self.is_resnet:
+            x = self.backbone.embedder(pixel_values)
+            for stage in self.backbone.encoder.stages:
+                x = stage(x)
+            x = x.flatten(2).transpose(1, 2)
+        else:
+            x = self.backbone(pixel_values, interpolate_pos_encoding=self.interpolate)
+            x = x.last_hidden_state[:, 1:]
+        x = self.project(x)
+        y: torch.Tensor = x + self.positions.to(x.dtype)
+        return y
+
+
+def grid_side(settings: Any, image_size: int) -> int:
+    """Image tokens along one side, by transformers' settings of the ResNet or ViT."""
+    if settings.model_type == "vit":
+        return int(image_size // settings.patch_size)
+    # A stride of 2 halves, rounding up: stem, pooling, every stage but the last and, mostly, the first.
+    halvings = len(settings.hidden_sizes) + bool(settings.downsample_in_first_stage)
+    return int(-(-image_size // 2**halvings))
+
+
+class TextEncoder(nn.Module):
+    """Learned position embeddings, pre-LN transformer layers, and a final LayerNorm.
+
+    Positions count the kept tokens, so that padding on either side changes nothing.
+    """
+
+    def __init__(self, config: JAIRConfig) -> None:
+        super().__init__()
+        self.checkpointing = config.gradient_checkpointing
+        self.positions = truncated_normal(config.max_text_length, config.dim)
+        self.layers = transformer_layers(config, config.encoder_layers)
+        self.norm = nn.LayerNorm(config.dim, config.eps)
+
+    def forward(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """embedded [B,L,D], mask bool [B,L] -> [B,L,D]."""
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        x = embedded + self.positions[positions]
+        y: torch.Tensor = self.norm(run_layers(self.layers, x, mask, checkpointing=self.checkpointing))
+        return y
+
+
+class T5TextEncoder(nn.Module):
+    """The encoder of a T5 checkpoint. Its word embedding becomes the model's: see `take_embedding`."""
+
+    def __init__(self, config: JAIRConfig) -> None:
+        super().__init__()
+        checkpoint = config.text_encoder if config.text_encoder_config is None else None
+        of_checkpoint = with_settings(config).text_encoder_config or {}
+        settings = optional_import("transformers").AutoConfig.for_model(**of_checkpoint)
+        for name, ours in (("d_model", config.dim), ("vocab_size", config.vocab_size)):
+            theirs = getattr(settings, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"text_encoder: expected a checkpoint with {name} = {ours} like the model, got {theirs}"
+                )
+        t5 = _encoder("text_encoder", settings, checkpoint)
+        self._embedding = [t5.shared.weight.detach()]  # in a list, since it is no parameter of this module
+        self.stack = t5.encoder
+        self.stack.embed_tokens = None
+
+    def take_embedding(self) -> torch.Tensor:
+        """The checkpoint's word embedding [V,D], once."""
+        embedding: torch.Tensor = self._embedding.pop()
+        return embedding
+
+    def forward(self, embedded: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """embedded [B,L,D], mask bool [B,L] -> [B,L,D]."""
+        encoded = self.stack(inputs_embeds=embedded, attention_mask=mask.long())
+        y: torch.Tensor = encoded.last_hidden_state
+        return y

@@ -1,0 +1,197 @@
+"""Eq. 3 and Eq. 4: two modalities, resampled once, fused step by step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from jair._checks import whole_numbers
+from jair._parameters import reset_linears, truncated_normal
+from jair.config import JAIRConfig
+from jair.resampler import LatentResampler, image_resampler
+from jair.transformer_layer import TransformerLayer, run_block, run_layers
+from jair_kernels import GatedFusionParams, fused_gated_fusion
+from jair_kernels import _checks as check
+
+
+class GatedFusion(nn.Module):
+    """Eq. 3: t asks f, then an MLP, each behind a tanh gate that starts at 0.
+
+        "jair"      P = norm_t(t) + tanh(alpha) Phi(norm_t(t), norm_f(f));  y = P + tanh(beta) MLP(P)
+        "flamingo"  P = t + tanh(alpha) Phi(norm_t(t), f);            y = P + tanh(beta) MLP(norm_mlp(P))
+
+    One call of `jair_kernels.fused_gated_fusion`, which reads the parameters of the submodules; hooks on
+    them do not run. Phi has no bias of q, k and v (our decision, as in TransformerLayer).
+
+    Args:
+        dim: width D of t. num_heads: h, a divisor of D. mlp_dim: hidden width M of the MLP.
+        kv_dim: width D_kv of f; None = D.
+        form: "jair" (Eq. 3) or "flamingo" (Alayrac et al., 2204.14198).
+
+    Starts with truncated normals of deviation 0.02, zero biases and zero gates (scalars).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        kv_dim: int | None = None,
+        form: str = "jair",
+        *,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        kv_dim = dim if kv_dim is None else kv_dim
+        whole_numbers(dim=dim, num_heads=num_heads, mlp_dim=mlp_dim, kv_dim=kv_dim)
+        check.divides("num_heads", num_heads, "dim", dim)
+        check.choice("form", form, ("jair", "flamingo"))
+        check.positive("eps", eps)
+        self.num_heads, self.form, self.eps = num_heads, form, eps
+        jair = form == "jair"
+        self.norm_t = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
+        self.norm_f = nn.LayerNorm(kv_dim, eps, device=device, dtype=dtype) if jair else None
+        self.norm_mlp = None if jair else nn.LayerNorm(dim, eps, device=device, dtype=dtype)
+        self.q = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
+        self.k = nn.Linear(kv_dim, dim, bias=False, device=device, dtype=dtype)
+        self.v = nn.Linear(kv_dim, dim, bias=False, device=device, dtype=dtype)
+        self.out = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.fc1 = nn.Linear(dim, mlp_dim, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(mlp_dim, dim, device=device, dtype=dtype)
+        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.beta = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        reset_linears(self)
+        nn.init.zeros_(self.alpha)
+        nn.init.zeros_(self.beta)
+
+    def extra_repr(self) -> str:
+        """What the submodules do not show."""
+        return f"num_heads={self.num_heads}, form={self.form!r}"
+
+    def forward(
+        self,
+        t: torch.Tensor,
+        f: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        kv_range: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """t [B,L,D] and f [B,N,D_kv] -> [B,L,D].
+
+        mask (bool [B,N], True = keep) and kv_range ([B,L,2]) concern f. Errors as in the operation.
+        """
+        params = GatedFusionParams(
+            *_affine(self.norm_t),
+            *_affine(self.norm_f),
+            wq=self.q.weight,
+            bq=None,
+            wk=self.k.weight,
+            bk=None,
+            wv=self.v.weight,
+            bv=None,
+            wo=self.out.weight,
+            bo=self.out.bias,
+            norm_mlp_weight=_affine(self.norm_mlp)[0],
+            norm_mlp_bias=_affine(self.norm_mlp)[1],
+            w1=self.fc1.weight,
+            b1=self.fc1.bias,
+            w2=self.fc2.weight,
+            b2=self.fc2.bias,
+            alpha=self.alpha,
+            beta=self.beta,
+        )
+        return fused_gated_fusion(
+            t,
+            f,
+            params,
+            num_heads=self.num_heads,
+            form=self.form,
+            mask=mask,
+            kv_range=kv_range,
+            eps=self.eps,
+        )
+
+
+def _affine(norm: nn.LayerNorm | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if norm is None else (norm.weight, norm.bias)
+
+
+def transformer_layers(config: JAIRConfig, count: int) -> nn.ModuleList:
+    """`count` layers of the model's width."""
+    return nn.ModuleList(
+        TransformerLayer(config.dim, config.num_heads, config.mlp_dim, eps=config.eps) for _ in range(count)
+    )
+
+
+def gated_fusions(config: JAIRConfig) -> nn.ModuleList:
+    """A block of Eq. 3 for each iteration."""
+    return nn.ModuleList(
+        GatedFusion(config.dim, config.num_heads, config.mlp_dim, eps=config.eps)
+        for _ in range(config.iterations)
+    )
+
+
+class JointAdaptiveFusion(nn.Module):
+    """JAIR's fusion: resample both modalities once, then iterate Eq. 3 and Eq. 4, then further layers.
+
+        f = resample(image),  t = resample(text)                          Eq. 2
+        for each iteration i:
+            F = block_i(t, f)                                             Eq. 3
+            t = a_i F + b_i t   "weighted"  |  F + t   "residual"  |  F   "none"
+            [t; f] = T_i([t; f])   stream "joint"  |  t = T_i(t)   stream "text"
+        num_layers further layers on [t; f] or on t
+
+    The scalars a_i and b_i are learned and start at 1 (our reading of "weighted"). In stream "joint" the
+    next iteration asks the new f (our decision, it reproduces the published operation counts); in "text",
+    Eq. 4 to the letter, f never changes. In "joint" each modality gets a type embedding after resampling.
+
+    The interface is that of all fusions: image [B,N,D] and text [B,L,D] to the tokens that the decoder
+    attends, and their mask. The text's mask ends at the resampler: what that returns is never padding.
+    """
+
+    def __init__(self, config: JAIRConfig) -> None:
+        super().__init__()
+        self.combination, self.stream = config.combination, config.stream
+        self.checkpointing = config.gradient_checkpointing
+        self.image_resampler = image_resampler(config)
+        self.text_resampler = LatentResampler(
+            config.dim, config.num_latents, config.num_heads, eps=config.eps
+        )
+        self.type_embedding = truncated_normal(2, config.dim) if config.stream == "joint" else None
+        self.blocks = gated_fusions(config)
+        weighted = config.combination == "weighted"
+        self.a = nn.Parameter(torch.ones(config.iterations)) if weighted else None
+        self.b = nn.Parameter(torch.ones(config.iterations)) if weighted else None
+        self.layers = transformer_layers(config, config.iterations)
+        self.stack = transformer_layers(config, config.num_layers)
+
+    def forward(
+        self, image: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """image [B,N,D], text [B,L,D] -> (tokens [B,K,D], None); text_mask: bool [B,L], True = keep."""
+        f, t = self.image_resampler(image), self.text_resampler(text, text_mask)
+        if self.type_embedding is not None:
+            t, f = t + self.type_embedding[0].to(t.dtype), f + self.type_embedding[1].to(f.dtype)
+        for i, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
+            fused = run_block(block, t, f, checkpointing=self.checkpointing)
+            t = self._combine(fused, t, i)
+            if self.stream == "joint":
+                both = torch.cat([t, f], dim=1)
+                both = run_block(layer, both, checkpointing=self.checkpointing)
+                t, f = both.split([t.shape[1], f.shape[1]], dim=1)
+            else:
+                t = run_block(layer, t, checkpointing=self.checkpointing)
+        tokens = both if self.stream == "joint" else t
+        return run_layers(self.stack, tokens, checkpointing=self.checkpointing), None
+
+    def _combine(self, fused: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+        if self.combination == "none":
+            return fused
+        if self.a is None or self.b is None:
+            return fused + t
+        return self.a[i] * fused + self.b[i] * t

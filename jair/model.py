@@ -1,0 +1,261 @@
+"""The JAIR model, based on the paper's abstract, equations and published tables (arXiv 2305.19924).
+
+Piergiovanni and Angelova, "Joint Adaptive Representations for Image-Language Learning". What those do not
+tell is marked "our decision" where it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jair import generation
+from jair._checks import whole_numbers
+from jair._parameters import reset
+from jair.baselines import FUSIONS
+from jair.config import JAIRConfig
+from jair.decoder import Decoder
+from jair.encoders import (
+    ImageEncoder,
+    T5TextEncoder,
+    TextEncoder,
+    optional_import,
+    with_settings,
+)
+from jair_kernels import _checks as check
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Tensor = torch.Tensor
+IGNORED = -100  # in labels
+
+
+class JAIROutput(NamedTuple):
+    """loss: mean cross-entropy over the labels that are not -100, or None without labels; logits [B,T,V]."""
+
+    loss: Tensor | None
+    logits: Tensor
+
+
+class JAIR(nn.Module):
+    """Image and question in, words out: encoders, joint adaptive fusion (or another), decoder.
+
+        image = W1 ResNet(pixel_values) + positions                             Eq. 1
+        text  = encoder(embedding(input_ids))
+        fused = LN(fusion(image, text))                                         Eq. 2 to Eq. 4
+        logits = embedding^T decoder(embedding(decoder_input_ids), fused)
+
+    Encoders, decoder, the tied embedding and the LayerNorm after the fusion are our decision. `config.fusion`
+    chooses between JAIR's and those it is compared with. In training mode the ResNet's batch norms mix the
+    samples of a batch: call `eval()` before asking for answers.
+
+    Starts with truncated normals of deviation 0.02 and zero biases, ResNet and ViT as in transformers; an
+    encoder given as a checkpoint starts with its weights.
+    """
+
+    def __init__(self, config: JAIRConfig) -> None:
+        super().__init__()
+        self.image_encoder = ImageEncoder(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.text_encoder: TextEncoder | T5TextEncoder
+        if config.text_encoder == "transformer":
+            self.text_encoder = TextEncoder(config)
+            reset(self.embedding.weight)
+        else:
+            self.text_encoder = T5TextEncoder(config)
+            self.embedding.weight = nn.Parameter(self.text_encoder.take_embedding())
+        # T5's words are vectors of size sqrt(D) or more: its own tied head divides by that, and so does ours.
+        self.head_scale = 1.0 if config.text_encoder == "transformer" else config.dim**-0.5
+        self.fusion = FUSIONS[config.fusion](config)
+        self.fused_norm = nn.LayerNorm(config.dim, config.eps)
+        self.decoder = Decoder(config)
+        self.config = with_settings(config)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> JAIROutput:
+        """Logits of every word of an answer, given those before it.
+
+        Args:
+            pixel_values: [B,3,S,S], S = image_size. input_ids: int64 [B,L], L up to max_text_length.
+            attention_mask: [B,L], nonzero = keep; padding may stand on either side and has no effect. None:
+                what is not pad_token_id.
+            decoder_input_ids: int64 [B,T], T up to max_target_length; None = the labels, shifted right.
+            labels: int64 [B,T]; -100 is ignored.
+
+        Raises:
+            TypeError: a wrong type or dtype. ValueError: a wrong shape, or neither words nor labels.
+        """
+        if decoder_input_ids is None:
+            if labels is None:
+                raise ValueError("decoder_input_ids: expected them or labels, got neither")
+            _check_words("labels", labels, self.config.max_target_length)
+            decoder_input_ids = self.shift_right(labels)
+        _check_words("decoder_input_ids", decoder_input_ids, self.config.max_target_length)
+        tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
+        logits = self.lm_head(self.decoder(self.embedding(decoder_input_ids), tokens, mask))
+        if labels is None:
+            return JAIROutput(None, logits)
+        if labels.shape != decoder_input_ids.shape:
+            raise ValueError(
+                f"labels: expected shape {list(decoder_input_ids.shape)} like decoder_input_ids, "
+                f"got {list(labels.shape)}"
+            )
+        total = F.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return JAIROutput(total / (labels != IGNORED).sum().clamp(min=1), logits)
+
+    def encode(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The fused tokens [B,K,D] and their mask (None: none is padding). Arguments as in `forward`."""
+        _check_words("input_ids", input_ids, self.config.max_text_length)
+        size = self.config.image_size
+        check.main_input("pixel_values", pixel_values, "B 3 S S")
+        if pixel_values.shape != (len(input_ids), 3, size, size):
+            raise ValueError(
+                f"pixel_values: expected shape [B, 3, S, S] = {[len(input_ids), 3, size, size]}, "
+                f"got {list(pixel_values.shape)}"
+            )
+        if attention_mask is None:
+            attention_mask = input_ids != self.config.pad_token_id
+        elif not isinstance(attention_mask, torch.Tensor):
+            raise TypeError(f"attention_mask: expected a tensor or None, got {type(attention_mask).__name__}")
+        elif attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask: expected shape {list(input_ids.shape)} like input_ids, "
+                f"got {list(attention_mask.shape)}"
+            )
+        mask = attention_mask.bool()
+        text = self.text_encoder(self.embedding(input_ids), mask)
+        tokens, kept = self.fusion(self.image_encoder(pixel_values), text, mask)
+        return self.fused_norm(tokens), kept
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """hidden [...,D] -> logits [...,V], by the embedding itself."""
+        return F.linear(hidden * self.head_scale, self.embedding.weight)
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """What the decoder reads to say `labels`: the start token (pad_token_id), then all but the last."""
+        start = labels.new_full((len(labels), 1), self.config.pad_token_id)
+        words = torch.cat([start, labels[:, :-1]], dim=1)
+        return words.masked_fill(words == IGNORED, self.config.pad_token_id)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int = 16,
+        *,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Answers, [B, at most 1 + max_new_tokens]: start token, words, eos_token_id, then pad_token_id.
+
+        Args:
+            pixel_values, input_ids, attention_mask: as in `forward`.
+            max_new_tokens: most words after the start token, up to max_target_length.
+            num_beams: beams of a beam search; 1 = greedy. length_penalty: the power of the length by which a
+                beam's score is divided in the end.
+            do_sample: draw words instead; temperature, top_k, top_p and generator say how.
+            use_cache: keep keys and values from word to word; without, the answer is the same, but slower.
+
+        Raises:
+            TypeError, ValueError: an argument out of range, by name.
+        """
+        whole_numbers(max_new_tokens=max_new_tokens, num_beams=num_beams)
+        check.flag("do_sample", do_sample)
+        if max_new_tokens > self.config.max_target_length:
+            raise ValueError(
+                f"max_new_tokens: expected at most max_target_length = {self.config.max_target_length}, "
+                f"got {max_new_tokens}"
+            )
+        if do_sample and num_beams > 1:
+            raise ValueError(f"num_beams: expected 1 with do_sample, got {num_beams}")
+        choose: generation.Choice = generation.choose_greedily
+        if do_sample:
+            choose = generation.sampler(temperature, top_k, top_p, generator)
+        tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
+        words = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id)
+        next_word = generation.NextWord(
+            self, tokens, mask, max_new_tokens, beams=num_beams, use_cache=use_cache
+        )
+        ends = (self.config.pad_token_id, self.config.eos_token_id)
+        if num_beams > 1:
+            return generation.beam_search(next_word, words, max_new_tokens, num_beams, length_penalty, *ends)
+        return generation.extend(next_word, words, max_new_tokens, choose, *ends)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors, all that `from_pretrained` needs."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        optional_import("safetensors.torch").save_file(state, path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """The model that `save_pretrained` wrote, bit for bit, in evaluation mode.
+
+        Raises:
+            OSError: a file is missing. ValueError: a field or a weight that is missing or unknown, by name.
+        """
+        path = Path(folder)
+        config = JAIRConfig.from_dict(json.loads((path / "config.json").read_text()))
+        state: dict[str, Tensor] = optional_import("safetensors.torch").load_file(
+            path / "model.safetensors", device=str(device)
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        _check_state(state, model.state_dict())
+        # Copied, since in the file they stand at odd addresses, where a product may round otherwise.
+        model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
+        return model.eval()
+
+
+def _check_words(name: str, words: Tensor, longest: int) -> None:
+    if not isinstance(words, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
+    if words.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected dtype int64 or int32, got {str(words.dtype)[6:]}")
+    if words.ndim != 2 or not 1 <= words.shape[1] <= longest:
+        raise ValueError(f"{name}: expected shape [B, 1 to {longest}], got {list(words.shape)}")
+
+
+def _check_state(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    if missing or unknown:
+        got = [
+            f"{', '.join(names)} {what}"
+            for what, names in (("missing", missing), ("unknown", unknown))
+            if names
+        ]
+        raise ValueError(f"model.safetensors: expected the weights of config.json, got {' and '.join(got)}")
+    for name, value in state.items():
+        if value.shape != expected[name].shape:
+            raise ValueError(
+                f"model.safetensors: expected {name} of shape {list(expected[name].shape)}, "
+                f"got {list(value.shape)}"
+            )

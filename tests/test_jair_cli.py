@@ -1,0 +1,69 @@
+"""The command jair, run as a user does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jair import JAIR, JAIRConfig
+
+pytest.importorskip("typer", reason="the extra 'models' is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+
+
+def jair(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from jair.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_cost_prints_the_counts() -> None:
+    result = jair("cost", "--preset", "tiny", "--set", "num_latents=8", "--json")
+    assert result.returncode == 0, result.stderr
+    rows = {row["variant"]: row for row in json.loads(result.stdout)}
+    from jair import cost
+
+    config = JAIRConfig.preset("tiny", num_latents=8, fusion="concat")
+    assert rows["concat"]["gmac"] * 1e9 == pytest.approx(cost.macs(config).total)
+    assert rows["concat"]["parameters"] == cost.parameters(config)
+
+
+def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from jair.commands import load_image
+
+    torch.manual_seed(0)
+    model = JAIR(JAIRConfig.preset("tiny")).eval()
+    model.save_pretrained(tmp_path / "model")
+    Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 20).convert("L").save(tmp_path / "photo.png")
+    asked = ("--image", tmp_path / "photo.png", "--prompt", "What is it?")
+    result = jair("generate", tmp_path / "model", *asked)
+    assert result.returncode == 0, result.stderr
+    tokenizer = transformers.ByT5Tokenizer()
+    words = torch.tensor([tokenizer("What is it?").input_ids])
+    answer = model.generate(load_image(tmp_path / "photo.png", 64), words)
+    assert result.stdout == tokenizer.decode(answer[0], skip_special_tokens=True) + "\n"
+
+    described = jair("describe", tmp_path / "model")
+    assert described.returncode == 0, described.stderr
+    assert '"num_latents": 16' in described.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cost", "--preset", "huge"), "jair: preset: expected 'tiny' or 'base' or 'large', got 'huge'"),
+        (("cost", "--set", "dim"), "jair: --set: expected key=value, got 'dim'"),
+        (("describe", "nowhere"), "jair: [Errno 2] No such file or directory: 'nowhere/config.json'"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = jair(*arguments)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == message
+    assert "Traceback" not in result.stderr

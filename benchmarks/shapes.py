@@ -82,6 +82,7 @@ _FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     (SHORT, "fp32"),
     (TO_MANY, "fp32"),
     (FUSE, "fp32"),
+    (LAYER, "fp16"),
     *(
         (FusionCase("fused_latent_resample", 8, l, 196, 12, 64, method=method), "fp32")
         for l in (8, 16, 32, 64, 128)

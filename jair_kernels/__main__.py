@@ -25,6 +25,10 @@ _SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "fused_tokenlearner": ((2, 196, 768), (64, 768), (8, 64)),
     "fused_token_pool": ((2, 196, 768), (2, 196, 8)),
     "fused_tokenfuser": ((2, 196, 768), (2, 8, 768), (64, 768), (8, 64)),
+    "fused_cross_attention": ((2, 12, 64, 64), (2, 12, 196, 64), (2, 12, 196, 64)),
+    "fused_latent_resample": ((2, 196, 768), (64, 768), (768, 768), (768, 768)),
+    "fused_gated_fusion": ((2, 64, 768), (2, 196, 768)),
+    "fused_transformer_layer": ((2, 128, 768),),
 }
 
 

@@ -64,15 +64,11 @@ TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-# N, D, K of absorbed resampling: 16 and 64 latents of a ViT-B with 12 heads, wide ViTs, and few queries.
+# N, D, K of absorbed resampling: 16 latents of a ViT-B with 12 heads, a wide ViT, and few queries.
 QUERY_SHAPES = (
     (196, 768, 192),
-    (196, 768, 768),
-    (257, 1024, 512),
     (1024, 1280, 512),
     (81, 512, 12),
-    (81, 512, 24),
-    (81, 512, 48),
 )
 # L, N, heads of q and of k, d of attention: to image tokens, in a layer, to a large image, wide heads.
 ATTENTION_SHAPES = (

@@ -16,6 +16,7 @@ from op_samples import NAMES, OPS, sample
 
 import jair_kernels as jk
 from jair_kernels import _backends, _library
+from jair_kernels._fusion_samples import FUSION_OPS
 
 PACKAGE = Path(jk.__file__).parent
 
@@ -280,5 +281,5 @@ def test_import_touches_no_driver_and_prints_nothing(tmp_path: Path) -> None:
 
 
 def test_every_public_function_is_registered() -> None:
-    assert set(_backends.operators()) == {f"fused_{name}" for name in NAMES.values()}
+    assert set(_backends.operators()) == {*(f"fused_{name}" for name in NAMES.values()), *FUSION_OPS}
     assert set(jk.__all__) >= set(_backends.operators())

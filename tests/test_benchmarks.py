@@ -173,8 +173,12 @@ def test_groups_are_unique_and_full_adds_to_quick(op: str, device: str) -> None:
 
 
 def test_cpu_rows_include_every_goal() -> None:
-    quick = [group for group in shapes.groups("fused_tokenlearner", "cpu", full=False) if not group.full]
-    held = {(str(group.case), group.dtype, group.direction) for group in quick if group.peers == shapes.PEERS}
+    groups = [group for op in shapes.OPS for group in shapes.groups(op, "cpu", full=False)]
+    held = {
+        (group.op, str(group.case), group.dtype, group.direction)
+        for group in groups
+        if not group.full and set(group.peers) >= set(shapes.PEERS)
+    }
     assert held >= {(*key, direction) for key in shapes.TARGETS for direction in shapes.DIRECTIONS}
 
 

@@ -47,6 +47,38 @@ SCHEMAS = {
     ),
 }
 
+ROW = "Tensor? x_stats, Tensor? x_weight, Tensor? x_bias, Tensor? update, Tensor? update_bias, Tensor? gate"
+ATTENTION = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range"
+BLOCKS = {
+    "cross_attention_forward": (f"{ATTENTION}, float scale", "(Tensor o, Tensor stats)"),
+    "cross_attention_backward": (
+        f"Tensor dout, {ATTENTION}, Tensor o, Tensor stats, float scale, bool packed",
+        "(Tensor dq, Tensor dkv)",
+    ),
+    "query_pool_forward": (
+        "Tensor x, Tensor queries, Tensor? mask, bool norm, float eps",
+        "(Tensor y, Tensor lse, Tensor stats)",
+    ),
+    "query_pool_backward": (
+        "Tensor dy, Tensor x, Tensor queries, Tensor? mask, Tensor y, Tensor lse, Tensor stats, bool norm",
+        "(Tensor dx, Tensor dqueries)",
+    ),
+    "add_norm_forward": (
+        f"Tensor x, {ROW}, bool norm, Tensor? weight, Tensor? bias, float eps",
+        "(Tensor z, Tensor y, Tensor stats)",
+    ),
+    "add_norm_backward": (
+        "Tensor dy, Tensor? dz, Tensor z, Tensor stats, Tensor? weight, Tensor? bias",
+        "(Tensor dx, Tensor dweight, Tensor dbias)",
+    ),
+    "bias_gelu_forward": ("Tensor h, Tensor? bias, bool tanh", "Tensor g"),
+    "bias_gelu_backward": (
+        "Tensor dg, Tensor h, Tensor? bias, bool tanh",
+        "(Tensor dh, Tensor g, Tensor dbias)",
+    ),
+}
+ALL_SCHEMAS = {name: (given, f"({results})") for name, (given, results) in SCHEMAS.items()} | BLOCKS
+
 # How a call can differ, in ways that reach the kernels' signatures: (name, changes of a sample call).
 VARIANTS: dict[str, Any] = {
     "plain": lambda op: sample(op, **SIZES),
@@ -125,20 +157,20 @@ def both(op: str, make: Any, sigmoid_mean: bool) -> list[tuple[Any, tuple[Any, .
     return [(kernel(f"{NAMES[op]}_forward"), forward), (kernel(f"{NAMES[op]}_backward"), backward)]
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", ALL_SCHEMAS)
 def test_schema(name: str) -> None:
     schema = kernel(name)._schema
-    arguments, results = SCHEMAS[name]
-    assert str(schema) == f"jair_kernels::{name}({arguments}) -> ({results})"
+    arguments, results = ALL_SCHEMAS[name]
+    assert str(schema) == f"jair_kernels::{name}({arguments}) -> {results}"
     assert not schema.is_mutable
 
 
 def test_the_ops_are_those_of_the_schemas_their_triton_twins_and_the_isa() -> None:
     names = torch._C._dispatch_get_all_op_names()
     ours = {name.split("::")[1] for name in names if name.startswith("jair_kernels::")}
-    twins = {f"{name}_triton" for name in SCHEMAS}
-    assert ours == {*SCHEMAS, *twins, "cpu_isa", "cpu_isa_best", "set_cpu_isa"}
-    for name in SCHEMAS:
+    twins = {f"{name}_triton" for name in ALL_SCHEMAS}
+    assert ours == {*ALL_SCHEMAS, *twins, "cpu_isa", "cpu_isa_best", "set_cpu_isa"}
+    for name in ALL_SCHEMAS:
         one, other = kernel(name)._schema, kernel(f"{name}_triton")._schema
         assert [(a.name, str(a.type)) for a in one.arguments] == [
             (a.name, str(a.type)) for a in other.arguments

@@ -41,7 +41,7 @@ def load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e):
     at = kv_range + b * r_b + (m % L).to(tl.int64) * r_l
     start = tl.load(at, mask=live, other=0).to(tl.int64)
     end = tl.load(at + r_e, mask=live, other=0).to(tl.int64)
-    return tl.maximum(start, 0), tl.minimum(end, N)
+    return tl.maximum(start, 0).to(tl.int32), tl.minimum(end, N).to(tl.int32)
 
 
 @triton.jit
@@ -69,7 +69,8 @@ def scores_of(q, kn, n, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr
     s = tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale
     inside = keep[None, :] & (start >= 0)[:, None]
     if HAS_RANGE:
-        inside = inside & (n[None, :] >= start[:, None]) & (n[None, :] < end[:, None])
+        key = n.to(tl.int32)[None, :]
+        inside = inside & (key >= start[:, None]) & (key < end[:, None])
         s = tl.where(broken[None, :], float("nan"), s)
     return tl.where(inside, s, float("-inf")), inside
 
@@ -90,7 +91,7 @@ def forward_kernel(
     m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     d, live = tl.arange(0, BLOCK_D), m < M
     rows = load_rows(q, b, g, m, live, L, D, R, q_b, q_l, q_h, d)
-    start, end = tl.zeros([BLOCK_M], tl.int64), tl.zeros([BLOCK_M], tl.int64)
+    start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
     if HAS_RANGE:
         start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)

@@ -83,7 +83,7 @@ def keys_kernel(
         m = m0 + tl.arange(0, BLOCK_M)
         live = m < M
         top, inverse, inner = load_statistics(stats, delta, image, m, live, M)
-        start, end = tl.zeros([BLOCK_M], tl.int64), tl.zeros([BLOCK_M], tl.int64)
+        start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
         if HAS_RANGE:
             start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
         live = live & (inverse != 0)  # what a row without keys holds may be NaN
@@ -120,7 +120,7 @@ def queries_kernel(
     m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     d, live = tl.arange(0, BLOCK_D), m < M
     top, inverse, inner = load_statistics(stats, delta, image, m, live, M)
-    start, end = tl.zeros([BLOCK_M], tl.int64), tl.zeros([BLOCK_M], tl.int64)
+    start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
     if HAS_RANGE:
         start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
     attending = live & (inverse != 0)

@@ -63,13 +63,14 @@ def forward_kernel(
         store_rows(z, v, row, R, d, D)
         v = v.to(z.dtype.element_ty).to(tl.float32)  # the backward sees z as it is in memory
     if NORM:
-        # By way of the first element: the rounding of a plain sum would leave constant rows with a spread.
+        # The mean by way of the first element: a plain sum would leave constant rows with a spread.
+        # What it still lacks, where that element lies far from it, shows in what is left.
         first = tl.sum(tl.where((d == 0)[None, :], v, 0.0), 1)
         v = tl.where((d < D)[None, :], v - first[:, None], 0.0)
         offset = tl.sum(v, 1) / D
         v = tl.where((d < D)[None, :], v - offset[:, None], 0.0)
         rstd = 1 / tl.sqrt(tl.sum(v * v, 1) / D + eps)
-        tl.store(stats + 2 * row, first + offset, mask=row < R)
+        tl.store(stats + 2 * row, first + offset + tl.sum(v, 1) / D, mask=row < R)
         tl.store(stats + 2 * row + 1, rstd, mask=row < R)
         v = v * rstd[:, None] * load_parameter(weight, d, D, 1.0, HAS_WEIGHT)[None, :]
         v += load_parameter(bias, d, D, 0.0, HAS_BIAS)[None, :]

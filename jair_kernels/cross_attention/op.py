@@ -44,6 +44,13 @@ def _fake_backward(
     return q.new_empty(q.shape), q.new_empty((b, n, 2, h_kv, d))
 
 
+def _unfit_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Products in full float32 keep both operands in registers, which wider heads overflow."""
+    if q.dtype == torch.float32 and q.shape[3] > 64:
+        return f"it takes head widths up to 64 in float32, got {int(q.shape[3])}"
+    return None
+
+
 def _count(forward: Any, backward: Any) -> None:
     @register_flop_formula(forward)
     def _(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
@@ -68,7 +75,7 @@ def _register() -> None:
     forward = _triton.define("cross_attention", "forward", _fake_forward, 2)
     backward = _triton.define("cross_attention", "backward", _fake_backward, 2)
     _vmap.register("cross_attention", forward=range(5), backward=range(8), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
     _count(forward, backward)
     register("fused_cross_attention", **kernels)
     register_block("cross_attention", **kernels)

@@ -243,6 +243,40 @@ def test_absorbing_pays_below_a_number_of_latents(n: int, d: int, h: int) -> Non
         assert (absorbed < projected) == (latents < limit)
 
 
+def test_gradients_of_a_folded_norm_come_from_those_of_the_weights() -> None:
+    d, width, keys, queries = 5, 8, 7, 3
+    xhat, q = randn(keys, width), randn(queries, d)
+    wk, wv, bv = (randn(*size).requires_grad_() for size in ((d, width), (d, width), (d,)))
+    gamma, beta = randn(width).requires_grad_(), randn(width).requires_grad_()
+    normed, dy = xhat * gamma + beta, randn(queries, d)
+    plain = (q @ (normed @ wk.T).T).softmax(1) @ (normed @ wv.T) + bv
+    expected = torch.autograd.grad(plain, (wk, wv, bv, gamma, beta), dy)
+
+    wk_folded, wv_folded = ((w * gamma).detach().requires_grad_() for w in (wk, wv))
+    bv_folded = (bv + wv @ beta).detach().requires_grad_()
+    folded = (q @ wk_folded @ xhat.T).softmax(1) @ xhat @ wv_folded.T + bv_folded
+    assert_close(folded, plain)
+    dwk, dwv, dbv = torch.autograd.grad(folded, (wk_folded, wv_folded, bv_folded), dy)
+    unfolded = (dwk * gamma, dwv * gamma + torch.outer(dbv, beta), dbv)
+    norms = ((dwk * wk).sum(0) + (dwv * wv).sum(0), wv.T @ dbv)
+    for got, want in zip((*unfolded, *norms), expected, strict=True):
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_a_gate_learns_from_the_weight_gradient(size: int) -> None:
+    o, weight, bias = randn(9, 4), randn(6, 4).requires_grad_(), randn(6)
+    for start in (torch.zeros(size, dtype=torch.float64), randn(size)):
+        gate, dz = start.requires_grad_(), randn(9, 6)
+        branch = gate.tanh() * (o @ weight.T + bias)
+        dweight, dgate = torch.autograd.grad(branch, (weight, gate), dz)
+        product = dz.T @ o
+        assert_close(gate.tanh().unsqueeze(1) * product, dweight)
+        along = (weight * product).sum(1) + bias * dz.sum(0)
+        along = along if size > 1 else along.sum(0, keepdim=True)
+        assert_close((1 - gate.tanh().square()) * along, dgate)
+
+
 def test_document_and_tests_name_each_other() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
     here = [name for name in globals() if name.startswith("test_") and "document" not in name]

@@ -99,7 +99,7 @@ def key_mask(name: str, value: object, sizes: Sequence[int], main: torch.Tensor)
 
 def choice(name: str, value: object, options: Sequence[str]) -> None:
     """One of a few words."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise ValueError(f"{name}: expected {' or '.join(map(repr, options))}, got {value!r}")
 
 
@@ -170,6 +170,28 @@ def norm_fields(name: str, weight: object, bias: object, size: int, main: torch.
     optional(f"{name}_bias", bias, "D", (size,), main, mixed)
     if weight is None and bias is not None:
         raise ValueError(f"{name}_bias: expected None where {name}_weight is None, got a tensor")
+
+
+def latent_sets(name: str, value: object, b: int, main: torch.Tensor, mixed: bool) -> None:
+    """Latents [L, D], which the batch shares, or [B, L, D]."""
+    tensor = _strided(name, value)
+    if tensor.ndim not in (2, 3):
+        shared, own = _show("L D", (None, None)), _show("B L D", (b, None, None))
+        raise ValueError(f"{name}: expected shape {shared} or {own}, got {list(tensor.shape)}")
+    if tensor.ndim == 2:
+        operand(name, tensor, "L D", (None, None), main, mixed)
+    else:
+        operand(name, tensor, "B L D", (b, None, None), main, mixed)
+
+
+def gate(name: str, value: object, width: int, main: torch.Tensor, mixed: bool) -> None:
+    """One number, or one for each channel, or None."""
+    if value is None:
+        return
+    shape = _strided(name, value, wanted="a tensor or None").shape
+    if shape not in ((1,), (width,)):
+        raise ValueError(f"{name}: expected shape [1] or [D] = [{int(width)}], got {list(shape)}")
+    operand(name, value, "D", shape, main, mixed)
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:

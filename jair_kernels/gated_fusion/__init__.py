@@ -122,9 +122,7 @@ def _check_params(
         )
     if form == "jair" and p.norm_mlp_weight is not None:
         raise ValueError(
-            "params.norm_mlp_weight: expected None in form 'jair', which has no norm before its MLP"
+            "params.norm_mlp_weight: expected None in form 'jair', which has no norm before its MLP, got a tensor"
         )
     for name in ("alpha", "beta"):
-        gate = getattr(p, name)
-        one = isinstance(gate, torch.Tensor) and gate.shape == (1,)
-        check.optional(f"params.{name}", gate, "gate", (1,) if one else (width,), t, mixed)
+        check.gate(f"params.{name}", getattr(p, name), width, t, mixed)

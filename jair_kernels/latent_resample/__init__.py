@@ -72,10 +72,7 @@ def fused_latent_resample(
     autocast = check.autocast_dtype(x)
     mixed = autocast is not None
     b, n, d_kv = x.shape
-    if isinstance(latents, torch.Tensor) and latents.ndim == 2:
-        check.operand("latents", latents, "L D", (None, None), x, mixed)
-    else:
-        check.operand("latents", latents, "B L D", (b, None, None), x, mixed)
+    check.latent_sets("latents", latents, b, x, mixed)
     width = latents.shape[-1]
     check.count("num_heads", num_heads)
     if num_kv_heads is not None:

@@ -122,7 +122,8 @@ def _check_params(
         )
     if form == "jair" and p.norm_mlp_weight is not None:
         raise ValueError(
-            "params.norm_mlp_weight: expected None in form 'jair', which has no norm before its MLP, got a tensor"
+            "params.norm_mlp_weight: expected None in form 'jair', which has no norm before its MLP, "
+            "got a tensor"
         )
     for name in ("alpha", "beta"):
         check.gate(f"params.{name}", getattr(p, name), width, t, mixed)

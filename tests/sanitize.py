@@ -18,7 +18,10 @@ COPY = ROOT / "build" / "sanitize"
 # -O2, as -O1 forms no fused multiply-adds: the arithmetic, and the error the tests bound, would be another.
 FLAGS = ["-O2", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # The files whose tests call the kernels; what compiles or spawns programs of its own is left out.
-TESTS = ["token_pool", "tokenlearner", "tokenfuser", "query_pool", "masks", "determinism", "threads"]
+TESTS = [
+    *("token_pool", "tokenlearner", "tokenfuser", "query_pool", "add_norm", "bias_gelu", "cross_attention"),
+    *("latent_resample", "gated_fusion", "transformer_layer", "masks", "determinism", "threads"),
+]
 LEFT_OUT = "not compile and not export and not fork and not worker and not opcheck"
 BUILD = """
 import os, sys

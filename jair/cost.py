@@ -73,9 +73,9 @@ def _gated_fusion(config: JAIRConfig, l: int, n: int) -> int:
 
 
 def _resampler(config: JAIRConfig, n: int) -> int:
-    """Eq. 2 in its projected form."""
+    """Eq. 2 in its projected form; the latents' queries are made once for the batch of two."""
     d, l = config.dim, config.num_latents
-    return 2 * l * d * d + 2 * n * d * d + 2 * l * n * d
+    return 3 * l * d * d // 2 + 2 * n * d * d + 2 * l * n * d
 
 
 def _image_resampler(config: JAIRConfig, n: int) -> int:

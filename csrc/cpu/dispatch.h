@@ -24,20 +24,33 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
 
 // Calls the function template `name`<T> of the active instruction set. Tiles multiply bfloat16 alone: for other types,
 // amx means avx512.
-#if defined(__x86_64__)
-#define JAIR_CALL_ISA(name, T, ...)                                                           \
-  do {                                                                                        \
-    if constexpr (std::is_same<T, ::jair::bf16>::value) {                                     \
-      if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__); \
-    }                                                                                         \
-    if (::jair::active_isa() == ::jair::Isa::portable) {                                      \
-      ::jair::portable::name<T>(__VA_ARGS__);                                                 \
-    } else if (::jair::active_isa() == ::jair::Isa::avx2) {                                   \
-      ::jair::avx2::name<T>(__VA_ARGS__);                                                     \
-    } else {                                                                                  \
-      ::jair::avx512::name<T>(__VA_ARGS__);                                                   \
-    }                                                                                         \
-  } while (false)
+#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 3
+#define JAIR_CALL_AMX(name, T, ...)                                                         \
+  if constexpr (std::is_same<T, ::jair::bf16>::value) {                                     \
+    if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__); \
+  }
 #else
-#define JAIR_CALL_ISA(name, T, ...) ::jair::portable::name<T>(__VA_ARGS__)
+#define JAIR_CALL_AMX(name, T, ...)
 #endif
+
+#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 2
+#define JAIR_CALL_AVX512(name, T, ...) \
+  if (::jair::active_isa() >= ::jair::Isa::avx512) return ::jair::avx512::name<T>(__VA_ARGS__);
+#else
+#define JAIR_CALL_AVX512(name, T, ...)
+#endif
+
+#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 1
+#define JAIR_CALL_AVX2(name, T, ...) \
+  if (::jair::active_isa() >= ::jair::Isa::avx2) return ::jair::avx2::name<T>(__VA_ARGS__);
+#else
+#define JAIR_CALL_AVX2(name, T, ...)
+#endif
+
+#define JAIR_CALL_ISA(name, T, ...)                \
+  do {                                             \
+    JAIR_CALL_AMX(name, T, __VA_ARGS__)            \
+    JAIR_CALL_AVX512(name, T, __VA_ARGS__)         \
+    JAIR_CALL_AVX2(name, T, __VA_ARGS__)           \
+    return ::jair::portable::name<T>(__VA_ARGS__); \
+  } while (false)

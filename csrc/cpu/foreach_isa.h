@@ -6,6 +6,8 @@
 // included before, or their inline functions would be compiled for the widest processor.
 // No include guard: every op includes it.
 
+#include "cpu/isa.h"
+
 #define JAIR_ISA portable
 #define JAIR_VECTOR 16
 #include JAIR_KERNEL
@@ -24,6 +26,7 @@
 #endif
 #define JAIR_TEXT(...) #__VA_ARGS__
 
+#if JAIR_WIDEST_ISA >= 1
 JAIR_TARGET_BEGIN("avx2,fma,f16c")
 #define JAIR_ISA avx2
 #define JAIR_VECTOR 32
@@ -31,7 +34,9 @@ JAIR_TARGET_BEGIN("avx2,fma,f16c")
 #undef JAIR_ISA
 #undef JAIR_VECTOR
 JAIR_TARGET_END
+#endif
 
+#if JAIR_WIDEST_ISA >= 2
 JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define JAIR_ISA avx512
 #define JAIR_VECTOR 64
@@ -39,7 +44,9 @@ JAIR_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vecto
 #undef JAIR_ISA
 #undef JAIR_VECTOR
 JAIR_TARGET_END
+#endif
 
+#if JAIR_WIDEST_ISA >= 3
 // Vectors as in avx512, bfloat16 products on tiles.
 JAIR_TARGET_BEGIN(
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
@@ -51,6 +58,7 @@ JAIR_TARGET_BEGIN(
 #undef JAIR_VECTOR
 #undef JAIR_AMX
 JAIR_TARGET_END
+#endif
 
 #undef JAIR_TARGET_BEGIN
 #undef JAIR_TARGET_END

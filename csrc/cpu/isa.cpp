@@ -2,6 +2,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -66,7 +67,7 @@ std::atomic<Isa>& current() {
 }  // namespace
 
 Isa best_isa() {
-  static const Isa best = detect();
+  static const Isa best = std::min(detect(), static_cast<Isa>(JAIR_WIDEST_ISA));
   return best;
 }
 

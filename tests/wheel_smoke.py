@@ -5,6 +5,7 @@ Not a pytest file: pytest is not there. ``make wheel-check`` pipes it into that 
 
 import torch
 
+import jair
 import jair_kernels
 from jair_kernels import reference
 
@@ -14,10 +15,12 @@ def main() -> None:
     b, n, d, h, k = 3, 50, 96, 32, 8
     x, scores, tokens = torch.randn(b, n, d), torch.randn(b, n, k), torch.randn(b, k, d)
     mlp = (torch.randn(h, d) / d**0.5, torch.randn(h), torch.randn(k, h) / h**0.5, torch.randn(k))
+    q, keys, v = (torch.randn(b, h // 8, rows, d) for rows in (k, n, n))
     calls = {
         "token_pool": (x, scores),
         "tokenlearner": (x, *mlp),
         "tokenfuser": (x, tokens, *mlp),
+        "cross_attention": (q, keys, v),
     }
     for name, inputs in calls.items():
         fused, definition = getattr(jair_kernels, f"fused_{name}"), getattr(reference, name)
@@ -32,6 +35,8 @@ def main() -> None:
             assert error <= 1e-5 * (size + 1), f"{name}: off by {error} of {size}"
     print(f"jair_kernels {jair_kernels.__version__} with torch {torch.__version__}: {', '.join(calls)} agree")
     print(jair_kernels.__file__)
+    layer = jair.TransformerLayer(d, 4, 2 * d)  # modules need no optional package
+    assert layer(x).shape == x.shape
 
 
 if __name__ == "__main__":

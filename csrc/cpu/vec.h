@@ -215,13 +215,14 @@ inline Vec<double> exp(Vec<double> x) {
   return x;
 }
 
-// The logistic function; *rest = 1 less it, without the cancellation of that difference.
+// The logistic function; *rest = 1 less it. The difference has the rounding of s alone, which s (1 - s) forgives near
+// 1/2; close to 1 it cancels, and e s keeps the digits.
 template <typename C>
 inline Vec<C> sigmoid(Vec<C> x, Vec<C>* rest) {
   constexpr C kLargest = sizeof(C) == 4 ? 87 : 700;
   const Vec<C> e = exp(-x > kLargest ? splat(kLargest) : -x);
   const Vec<C> s = reciprocal(C(1) + e);
-  *rest = e * s;
+  *rest = s < C(0.95) ? C(1) - s : e * s;
   return s;
 }
 template <typename C>

@@ -44,7 +44,9 @@ def fused_gated_fusion(
         num_heads: heads of the queries; the head width d is rows of wq / num_heads, up to 256.
         form: "jair" (Eq. 3) or "flamingo"; norm_mlp belongs to "flamingo" alone.
         mask: bool [B,N], True = keep: padding of f. A masked token has no effect, not even a NaN in it.
-        kv_range: int32 or int64 [B,L,2]: token l of t attends f's tokens [start, end) alone.
+        kv_range: int32 or int64 [B,L,2]: token l of t attends f's tokens [start, end) alone. It is no
+            padding: a NaN in a token of f outside every range leaves y alone, but reaches the gradients of wk
+            and wv unless `mask` leaves the token out too.
         eps: added to the variance in all norms.
         approximate: "none" (erf) or "tanh", as in torch.nn.functional.gelu.
         backend: "reference", "cpu", "triton"; None = the fastest that fits.

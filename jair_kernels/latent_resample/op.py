@@ -105,7 +105,7 @@ class _Projected(torch.autograd.Function):
         dz = dq @ cast(t.wq, dtype)
         dx = x_weight = x_bias = None
         if dkeys is not None:
-            per_sample = dkeys.unflatten(0, (b, dkeys.shape[0] // max(b, 1)))
+            per_sample = dkeys.unflatten(0, (b, k.shape[1]))
             if o.attend_latents:
                 appended = sum_if(per_sample[:, t.x.shape[1] :], t.latents.dim() == 2)
                 dz = dz + appended.reshape(dz.shape)

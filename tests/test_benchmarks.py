@@ -16,7 +16,7 @@ import jair_kernels
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
-from benchmarks import compare, conftest, contestants, machine, measure, rows, shapes
+from benchmarks import compare, conftest, contestants, machine, measure, readme, rows, shapes
 from benchmarks.inputs import photo_tokens
 from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
 from jair_kernels.tokenlearner import cost as learner_cost
@@ -261,7 +261,7 @@ def test_report_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         _group(shapes.n_sweep_case(64, "cpu"), "bf16", "fwd", cpu=1e-3, eager=2e-3),
     )
     source = _write(tmp_path, document)
-    report.main([str(source), "--commit", "--results", str(tmp_path)])
+    report.main([str(source), "--commit", "--no-cost", "--results", str(tmp_path)])
     folder = tmp_path / "cpu-avx512"
     text = (folder / "README.md").read_text()
     assert text in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_report_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for plot in ("speedups.svg", "tokens_per_second.svg", "roofline.svg"):
         assert f"]({plot})" in text
         first = (folder / plot).read_bytes()
-        report.main([str(source), "--commit", "--results", str(tmp_path)])
+        report.main([str(source), "--commit", "--no-cost", "--results", str(tmp_path)])
         assert (folder / plot).read_bytes() == first
 
 
@@ -323,3 +323,10 @@ def test_compare_without_a_committed_run(tmp_path: Path, capsys: pytest.CaptureF
     source = _write(tmp_path, _document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))
     assert compare.main([str(source), "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing to compare with: no committed run of a cpu-avx512\n"
+
+
+def test_the_readme_shows_the_committed_numbers(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.README.read_text())
+    readme.update(copy)
+    assert copy.read_text() == readme.README.read_text()

@@ -110,7 +110,7 @@ def generate(
     """Answer a question about a photograph with a saved model."""
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
-        model = JAIR.from_pretrained(checkpoint)
+        model = JAIR.from_pretrained(checkpoint).for_inference()
     words = torch.tensor([tokenizer(prompt).input_ids])
     with err.status("answering"):
         pixels = load_image(image, model.config.image_size)

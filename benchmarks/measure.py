@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -89,9 +89,13 @@ def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
     return samples
 
 
-def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]) -> int:
-    """Bytes autograd keeps for the backward: unique storages, less those of `given`, the arguments."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+def saved_bytes(
+    run: Callable[..., torch.Tensor],
+    arguments: dict[str, torch.Tensor],
+    parameters: Iterable[torch.Tensor] = (),
+) -> int:
+    """Bytes autograd keeps for the backward: unique storages, less those of arguments and parameters."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*arguments.values(), *parameters)}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -101,7 +105,7 @@ def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = run(**given)
+        output = run(**arguments)
     del output
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -156,8 +156,9 @@ ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in 
 @pytest.mark.parametrize(("key", "backend"), ACCURACY)
 def test_accuracy(key: str, backend: str, dtype: torch.dtype) -> None:
     """Forward and every gradient within twice eager's error, held against float64."""
-    needs(_cases()[key].op, backend)
-    expectation(key, dtype).check(backend)
+    held = expectation(key, dtype)
+    needs(held.sample.op, backend, *held.sample.tensors.values())
+    held.check(backend)
 
 
 @pooling_kernels

@@ -96,15 +96,26 @@ class Problem:
 
     def function(self, backend: str) -> Callable[..., Tensor]:
         """The loss or the answer, as this contestant computes it."""
-        compiled = torch.compile(self.model) if backend == "compile" else self.model
+        step = self._answer(backend) if self.op == "JAIR.generate" else self._loss(backend)
 
         def run(**inputs: Tensor) -> Tensor:
             with _computed_by(backend), self._autocast():
-                if self.op == "JAIR":
-                    return compiled(**inputs).loss  # type: ignore[no-any-return]
-                return self.model.generate(**inputs, max_new_tokens=ANSWER)  # type: ignore[operator, no-any-return]
+                return step(**inputs)
 
         return run
+
+    def _loss(self, backend: str) -> Callable[..., Tensor]:
+        model = torch.compile(self.model) if backend == "compile" else self.model
+        return lambda **inputs: model(**inputs).loss
+
+    def _answer(self, backend: str) -> Callable[..., Tensor]:
+        if backend != "triton":
+            return functools.partial(self.model.generate, max_new_tokens=ANSWER)  # type: ignore[arg-type]
+        from jair import JAIR, GraphedGenerate
+
+        assert isinstance(self.model, JAIR)
+        with self._autocast():
+            return GraphedGenerate(self.model, batch_size=self.case.b, max_new_tokens=ANSWER)
 
     def _autocast(self) -> torch.autocast | nullcontext[None]:
         low = self.dtype == "bf16"

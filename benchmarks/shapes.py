@@ -97,7 +97,7 @@ STEP = ModelCase(8)
 ANSWER = ModelCase(1)
 # Of "JAIR" a training step, of "JAIR.generate" an answer: case, dtype, whether it is slow.
 _MODEL_ROWS = {
-    "JAIR": (
+    ("JAIR", "cpu"): (
         (STEP, "bf16", False),
         (ANSWER, "fp32", False),
         (STEP, "fp32", True),
@@ -105,11 +105,23 @@ _MODEL_ROWS = {
         (ModelCase(2, image_size=448), "bf16", True),
         (ModelCase(2, fusion="concat", image_size=448), "bf16", True),
     ),
-    "JAIR.generate": (
-        (ANSWER, "bf16", False),
-        (ANSWER, "fp32", False),
-        (ModelCase(1, fusion="concat"), "fp32", True),
+    ("JAIR", "cuda"): (
+        (ModelCase(64), "bf16", False),
+        (ModelCase(64, fusion="concat"), "bf16", False),
+        *(
+            (ModelCase(64, fusion=fusion, image_size=size), "bf16", True)
+            for size in (384, 448)
+            for fusion in ("joint_adaptive", "concat")
+        ),
     ),
+    **{
+        ("JAIR.generate", device): (
+            (ANSWER, "bf16", False),
+            (ANSWER, "fp32", False),
+            (ModelCase(1, fusion="concat"), "fp32", True),
+        )
+        for device in ("cpu", "cuda")
+    },
 }
 
 # Speed-ups aimed at on a CPU with AMX, (forward, forward + backward).
@@ -194,7 +206,7 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     if op in MODEL_OPS:
         way = "fwdbwd" if op == "JAIR" else "fwd"
         peers = MODEL_PEERS if device == "cpu" or op != "JAIR" else (*MODEL_PEERS, "compile")
-        return [Group(op, c, dtype, way, peers, late) for c, dtype, late in _MODEL_ROWS[op]]
+        return [Group(op, c, dtype, way, peers, late) for c, dtype, late in _MODEL_ROWS[op, device]]
     if op in FUSION_OPS:
         quick = [(c, dtype, False) for c, dtype in _FUSION_TABLE if c.op == op]
         rest = [(c, dtype, True) for c, dtype in _FUSION_MORE if c.op == op]

@@ -2,6 +2,7 @@
 
 from jair.config import JAIRConfig
 from jair.fusion import GatedFusion, JointAdaptiveFusion
+from jair.graphs import GraphedGenerate
 from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
 from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
@@ -10,6 +11,7 @@ from jair.transformer_layer import TransformerLayer
 __all__ = [
     "JAIR",
     "GatedFusion",
+    "GraphedGenerate",
     "JAIRConfig",
     "JAIROutput",
     "JointAdaptiveFusion",

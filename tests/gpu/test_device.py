@@ -11,6 +11,7 @@ import torch
 from cases import far_apart
 
 import jair_kernels
+from jair import JAIR, GraphedGenerate, JAIRConfig
 from jair_kernels._fusion_samples import FUSION_OPS, arguments
 from jair_kernels.testing import (
     Case,
@@ -262,6 +263,21 @@ def test_cuda_graph(op: str, backend: str) -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert_same(captured, expected)
+
+
+def test_recorded_answers() -> None:
+    """CUDA graphs of the model say what the model says, for other inputs and after its weights change."""
+    pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+    torch.manual_seed(0)
+    model = JAIR(JAIRConfig.preset("tiny")).to(DEVICE).eval()
+    answer = GraphedGenerate(model, text_length=12)
+    for length in (12, 5):
+        pixels = torch.randn(1, 3, 64, 64, device=DEVICE)
+        words = torch.randint(3, 300, (1, length), device=DEVICE)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        assert torch.equal(answer(pixels, words), model.generate(pixels, words))
 
 
 @kernels

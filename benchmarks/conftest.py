@@ -35,8 +35,8 @@ class Sample:
 class Session:
     """Measurements of this run, each made when its first row asks for it."""
 
-    def __init__(self, device: str, budget: float) -> None:
-        self.device, self.budget = device, budget
+    def __init__(self, device: str, full: bool, budget: float) -> None:
+        self.device, self.full, self.budget = device, full, budget
         self.ceilings: dict[str, Any] = {}
         self.recorded = 0
         self._measured: dict[Group, dict[str, Sample]] = {}
@@ -89,11 +89,14 @@ class Session:
         return samples
 
     def _why_not(self, group: Group, problem: contestants.AnyProblem, backend: str) -> str | None:
+        in_software = group.dtype != "fp32" and self.device == "cpu" and machine.cpu_isa() != "amx"
+        if in_software and group.op in shapes.MODEL_OPS:
+            return f"without AMX PyTorch's {group.dtype} products make a step of the model take minutes"
+        if in_software and not self.full and group.op in shapes.COMPOSED_OPS:
+            return f"without AMX PyTorch's {group.dtype} products take seconds; --full measures them"
         if isinstance(problem, contestants.Problem):
             mine = backend not in group.peers
             return jair_kernels.why_not(group.op, backend, *problem.arguments(0).values()) if mine else None
-        if group.dtype == "bf16" and self.device == "cpu" and machine.cpu_isa() != "amx":
-            return "without AMX PyTorch's bf16 products are many times slower than its fp32 ones"
         return None if backend in ("cpu", "triton", *group.peers) else "no model runs on it"
 
 
@@ -109,7 +112,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: deselected unless --full is given")
     torch.set_num_threads(config.getoption("--threads"))
-    config.stash[_SESSION] = Session(config.getoption("--device"), config.getoption("--group-seconds"))
+    chosen = (config.getoption(name) for name in ("--device", "--full", "--group-seconds"))
+    config.stash[_SESSION] = Session(*chosen)
     if config.option.benchmark_json is None and not config.option.collectonly:
         rows.NEW.parent.mkdir(parents=True, exist_ok=True)
         rows.NEW.unlink(missing_ok=True)  # or a run without rows would be reported as the one before it

@@ -16,6 +16,7 @@ PEERS = ("eager", "compile")
 FUSION_PEERS = ("eager", "sdpa", "compile")  # attention as matmul and softmax, as PyTorch's own, compiled
 POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
 OPS = (*POOLING_OPS, *FUSION_OPS, *MODEL_OPS)
+COMPOSED_OPS = FUSION_OPS[1:]  # most of whose work is PyTorch's matrix products
 MODEL_PEERS = ("eager", "sdpa")  # of the layers; compiling the whole takes minutes on a CPU
 
 

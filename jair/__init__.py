@@ -5,11 +5,13 @@ from jair.fusion import GatedFusion, JointAdaptiveFusion
 from jair.graphs import GraphedGenerate
 from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
+from jair.sampler import AdaptiveSampler
 from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
 from jair.transformer_layer import TransformerLayer
 
 __all__ = [
     "JAIR",
+    "AdaptiveSampler",
     "GatedFusion",
     "GraphedGenerate",
     "JAIRConfig",

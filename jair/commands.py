@@ -16,7 +16,8 @@ from rich.table import Table
 from jair import cost as costs
 from jair import cost_report, cost_tables
 from jair.config import JAIRConfig
-from jair.encoders import optional_import
+from jair.data.images import read_image, to_pixels
+from jair.data.tokenizers import load_tokenizer
 from jair.model import JAIR
 
 app = typer.Typer(
@@ -26,7 +27,6 @@ app = typer.Typer(
     add_completion=False,
 )
 err = Console(stderr=True)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what ResNets are trained with
 
 Preset = Annotated[str, typer.Option(help="tiny, base or large.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="A field of JAIRConfig, as key=value.")]
@@ -113,30 +113,6 @@ def generate(
         model = JAIR.from_pretrained(checkpoint).for_inference()
     words = torch.tensor([tokenizer(prompt).input_ids])
     with err.status("answering"):
-        pixels = load_image(image, model.config.image_size)
+        pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
         answer = model.generate(pixels, words, max_new_tokens=max_new_tokens, num_beams=num_beams)
     typer.echo(tokenizer.decode(answer[0], skip_special_tokens=True))
-
-
-def load_image(path: Path, size: int) -> torch.Tensor:
-    """A picture as pixel_values [1,3,S,S]: squeezed to a square, normalised with ImageNet's statistics."""
-    numpy, pillow = optional_import("numpy"), optional_import("PIL.Image")
-    picture = pillow.open(path).convert("RGB").resize((size, size), pillow.Resampling.BICUBIC)
-    pixels = torch.from_numpy(numpy.array(picture)).float().permute(2, 0, 1) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((pixels - mean) / std).unsqueeze(0)
-
-
-def load_tokenizer(checkpoint: Path) -> Any:
-    """The tokenizer saved beside the model; without one, ByT5's bytes, if the vocabulary has their size."""
-    transformers = optional_import("transformers")
-    if (checkpoint / "tokenizer_config.json").exists():
-        return transformers.AutoTokenizer.from_pretrained(checkpoint)
-    config = JAIRConfig.from_dict(json.loads((checkpoint / "config.json").read_text()))
-    tokenizer = transformers.ByT5Tokenizer()
-    if config.vocab_size != len(tokenizer):
-        raise ValueError(
-            f"{checkpoint}: expected a tokenizer beside the model, or vocab_size = {len(tokenizer)} "
-            f"for ByT5's bytes, got vocab_size = {config.vocab_size}"
-        )
-    return tokenizer

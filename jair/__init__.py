@@ -2,6 +2,7 @@
 
 from jair.config import JAIRConfig
 from jair.fusion import GatedFusion, JointAdaptiveFusion
+from jair.metrics import vqa_accuracy
 from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
 from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
@@ -19,4 +20,5 @@ __all__ = [
     "TokenLearner",
     "TokenLearnerV1",
     "TransformerLayer",
+    "vqa_accuracy",
 ]

@@ -5,7 +5,8 @@ from jair.fusion import GatedFusion, JointAdaptiveFusion
 from jair.metrics import vqa_accuracy
 from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
-from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
+from jair.token_fuser import TokenFuser
+from jair.token_learner import TokenLearner, TokenLearnerV1
 from jair.transformer_layer import TransformerLayer
 
 __all__ = [

@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command("eval")(commands_eval.evaluate)
 app.command()(commands_eval.report)
 err = Console(stderr=True)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what ResNets are trained with

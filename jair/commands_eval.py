@@ -1,15 +1,63 @@
-"""jair report."""
+"""jair eval, jair report."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from rich.progress import Progress
 
 from jair.encoders import optional_import
 from jair.model import JAIR
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that save_pretrained wrote.")],
+    source: Annotated[str, typer.Option(help="KIND:PATH[,task=...], the data to answer.")],
+    split: Annotated[str, typer.Option(help="Which part of the data: val, test, ...")] = "val",
+    limit: Annotated[int | None, typer.Option(help="Answer the first examples only.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the answers here, as the benchmark wants them.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 64,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: what fits.")] = None,
+    num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 = greedy.")] = 1,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Fail on an example that cannot be read.")] = False,
+) -> None:
+    """Score a saved model's answers; the last line printed is a JSON object with the scores."""
+    from jair.commands import err, load_tokenizer
+    from jair.data.sources import SourceSpec, open_source
+    from jair.evaluation import evaluate as run
+    from jair.evaluation import write_submission
+
+    opened = open_source(SourceSpec.parse(source), split, seed=0, strict=strict)
+    with err.status("loading"):
+        tokenizer = load_tokenizer(checkpoint)
+        model = JAIR.from_pretrained(checkpoint)
+    total = opened.size if limit is None else min(limit, opened.size)
+    with Progress(console=err, transient=True) as progress:
+        task = progress.add_task("answering", total=total)
+        result = run(
+            model,
+            tokenizer,
+            opened,
+            batch_size=batch_size,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    predictions = result.pop("predictions")
+    if out is not None:
+        write_submission(out, opened.metric, predictions)
+    typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
 
 
 def report(

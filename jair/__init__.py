@@ -3,10 +3,12 @@
 from jair.config import JAIRConfig
 from jair.fusion import GatedFusion, JointAdaptiveFusion
 from jair.graphs import GraphedGenerate
+from jair.metrics import vqa_accuracy
 from jair.model import JAIR, JAIROutput
 from jair.resampler import LatentResampler, SpatialResampler
 from jair.sampler import AdaptiveSampler
-from jair.token_learner import TokenFuser, TokenLearner, TokenLearnerV1
+from jair.token_fuser import TokenFuser
+from jair.token_learner import TokenLearner, TokenLearnerV1
 from jair.transformer_layer import TransformerLayer
 
 __all__ = [
@@ -23,4 +25,5 @@ __all__ = [
     "TokenLearner",
     "TokenLearnerV1",
     "TransformerLayer",
+    "vqa_accuracy",
 ]

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
-from jair import cost_report, cost_tables
 from jair.config import JAIRConfig
 from jair.data.images import read_image, to_pixels
 from jair.data.tokenizers import load_tokenizer
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command("eval")(commands_eval.evaluate)
+app.command()(commands_eval.report)
 err = Console(stderr=True)
 
 Preset = Annotated[str, typer.Option(help="tiny, base or large.")]

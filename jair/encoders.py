@@ -39,8 +39,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def optional_import(name: str) -> Any:
-    """A module of the extra "models".
+def optional_import(name: str, extra: str = "models") -> Any:
+    """A module of an extra of this package.
 
     Raises:
         ImportError: it is not installed; names the extra.
@@ -49,7 +49,8 @@ def optional_import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{name}: expected for JAIR models, but it cannot be imported; pip install 'jair-kernels[models]'"
+            f"{name}: expected for JAIR models, but it cannot be imported; "
+            f"pip install 'jair-kernels[{extra}]'"
         ) from error
 
 

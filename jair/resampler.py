@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jair._attention import softmax_over_kept
 from jair._checks import fits_parameters, square, whole_numbers
 from jair._parameters import reset, reset_linears, truncated_normal
 from jair.config import JAIRConfig
@@ -96,6 +97,36 @@ class LatentResampler(nn.Module):
             method=self.method,
         )
 
+    def attention_weights(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What each latent looks at, head by head, in plain PyTorch:
+
+            w[b,h,l,n] = softmax_n(q(latents)[h,l] . k(x)[b,h,n] / sqrt(d))
+            forward = out(concat_h sum_n w[b,h,l,n] v(x)[b,h,n])
+
+        Args:
+            x: [B,N,D_kv]. mask: bool [B,N], True = keep; a masked token has weight 0.
+
+        Returns:
+            [B,h,L,N], or [B,h,L,N+L] with attend_latents (the latents come last); sums to 1 over the last
+            axis, or to 0 where no token is kept.
+
+        Raises:
+            TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
+        """
+        check.main_input("x", x, "B N D")
+        fits_parameters("x", x, self.k.weight[0])
+        check.key_mask("mask", mask, x.shape[:2], x)
+        latents = self.latents if self.norm_latents is None else self.norm_latents(self.latents)
+        keys = x if self.norm_x is None else self.norm_x(x)
+        if self.attend_latents:
+            keys = torch.cat([keys, latents.expand(x.shape[0], -1, -1)], dim=1)
+            mask = None if mask is None else F.pad(mask, (0, latents.shape[0]), value=True)
+        q, k = self.q(latents).unflatten(-1, (self.num_heads, -1)), self.k(keys)
+        k = k.unflatten(-1, (self.num_kv_heads, -1))
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=2)
+        scores = torch.einsum("lhd,bnhd->bhln", q * q.shape[-1] ** -0.5, k)
+        return softmax_over_kept(scores, mask)
+
 
 class SpatialResampler(nn.Module):
     """Convolutions over the grid give one map a token, by which x is pooled (our reading of the table).
@@ -132,13 +163,22 @@ class SpatialResampler(nn.Module):
         Raises:
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
+        return fused_token_pool(x, self._scores(x).transpose(1, 2))
+
+    def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
+        """What each token looks at: the weights [B,K,N] that pool x; they sum to 1. Errors of `forward`."""
+        return self._scores(x).softmax(dim=-1)
+
+    def _scores(self, x: torch.Tensor) -> torch.Tensor:
+        """[B,N,D] -> [B,K,N]."""
         check.main_input("x", x, "B N D")
         fits_parameters("x", x, next(self.convs.parameters())[:, 0, 0, 0])
         *hidden, last = self.convs
         grid = square(x).movedim(-1, 1)
         for conv in hidden:
             grid = F.gelu(conv(grid))
-        return fused_token_pool(x, last(grid).flatten(2).transpose(1, 2))
+        scores: torch.Tensor = last(grid).flatten(2)
+        return scores
 
 
 def image_resampler(config: JAIRConfig) -> nn.Module:

@@ -1,42 +1,28 @@
-"""TokenLearner v1.1, TokenLearner v1 and TokenFuser (Ryoo et al., 2106.11297) on fused operations."""
+"""TokenLearner v1.1 and v1 (Ryoo et al., 2106.11297) on fused operations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from jair import convert
-from jair._checks import fits_parameters, square, whole_numbers
+from jair._attention import softmax_over_kept
+from jair._checks import square, whole_numbers
 from jair._checks import tokens as as_tokens
+from jair._configured import Configured, mlp_parameters, reset_mlp
 from jair_kernels import _checks as check
-from jair_kernels import fused_token_pool, fused_tokenfuser, fused_tokenlearner
+from jair_kernels import fused_token_pool, fused_tokenlearner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Configured(nn.Module):
-    """A module that shows the arguments it was made with, and can be made from a state dict."""
-
-    arguments: ClassVar[tuple[str, ...]]
-
-    def extra_repr(self) -> str:
-        """The arguments of the constructor."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.arguments)
-
-    @classmethod
-    def _from_state(cls, state: convert.State, **options: Any) -> Self:
-        module = cls(**convert.sizes(state), **options, dtype=state["norm.weight"].dtype)
-        module.load_state_dict(state)
-        return module
-
-
-class TokenLearner(_Configured):
+class TokenLearner(Configured):
     """Learn K tokens from N: softmax over the positions of scores that an MLP gives them (version 1.1).
 
         y[b,k] = sum_n softmax_n(fc2(gelu(fc1(norm(x)))))[b,n,k] x[b,n]        (x itself is not normalised)
@@ -81,7 +67,7 @@ class TokenLearner(_Configured):
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
         self.norm.reset_parameters()
-        _reset_mlp(self.fc1, self.fc2)
+        reset_mlp(self.fc1, self.fc2)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Pool x into [B,K,D].
@@ -100,13 +86,25 @@ class TokenLearner(_Configured):
                 mask = mask.flatten(1)
         return fused_tokenlearner(
             tokens,
-            *_mlp(self),
+            *mlp_parameters(self),
             mask=mask,
             eps=self.eps,
             approximate=self.approximate,
             norm_weight=self.norm.weight,
             norm_bias=self.norm.bias,
         )
+
+    def attention_weights(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """What each token looks at: the weights [B,K,N] that pool x, in plain PyTorch; they sum to 1 over N.
+
+        Arguments and errors as in `forward`; positions of a grid are row by row. A masked position has weight
+        0, and so have all of an image without kept tokens.
+        """
+        tokens = as_tokens(x, self.norm.weight, self.channels_first)
+        mask = None if mask is None else mask.flatten(1)
+        check.key_mask("mask", mask, tokens.shape[:2], tokens)
+        hidden = F.gelu(self.fc1(self.norm(tokens)), approximate=self.approximate)
+        return softmax_over_kept(self.fc2(hidden).transpose(1, 2), mask)
 
     @classmethod
     def from_flax(cls, params: Mapping[str, Any]) -> Self:
@@ -134,7 +132,7 @@ class TokenLearner(_Configured):
         return cls._from_state(convert.open_x(state_dict, prefix), eps=1e-5, approximate="none")
 
 
-class TokenLearnerV1(_Configured):
+class TokenLearnerV1(Configured):
     """Learn K tokens from a grid, weighted by the sigmoid of what four 3x3 convolutions give (version 1).
 
         y[b,k] = sum_n sigmoid(conv3(gelu(conv2(gelu(conv1(gelu(conv0(norm(x)))))))))[b,n,k] x[b,n]
@@ -201,96 +199,6 @@ class TokenLearnerV1(_Configured):
         Errors as in `TokenLearner.from_flax`.
         """
         return cls._from_state(convert.flax_token_learner_v1(params), sum_pooling=sum_pooling)
-
-
-class TokenFuser(_Configured):
-    """Write K processed tokens back to N positions, weighted by what each position looks like.
-
-        t = norm_mixed(mix(norm_tokens(tokens)))        (mix runs over the K tokens, for each channel alike)
-        y[b,n] = sum_k sigmoid(fc2(gelu(fc1(norm(original)))))[b,n,k] t[b,k]
-
-    with the tanh GELU. The caller adds the residual: ``x = x + fuser(tokens, x)``. The second line is one
-    call of `jair_kernels.fused_tokenfuser`, which reads the parameters of `norm`, `fc1` and `fc2`; hooks on
-    these three do not run.
-
-    Args:
-        dim: width D. num_tokens: K. bottleneck_dim: hidden width H of the MLP.
-        eps: added to the variance in the three LayerNorms.
-
-    Starts as the authors' code does: zeros in `mix` and in all biases, which makes the output zero, and
-    Xavier-uniform kernels in the MLP.
-    """
-
-    arguments = ("dim", "num_tokens", "bottleneck_dim", "eps")
-
-    def __init__(
-        self,
-        dim: int,
-        num_tokens: int,
-        bottleneck_dim: int = 64,
-        *,
-        eps: float = 1e-6,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        whole_numbers(dim=dim, num_tokens=num_tokens, bottleneck_dim=bottleneck_dim)
-        check.positive("eps", eps)
-        self.dim, self.num_tokens, self.bottleneck_dim, self.eps = dim, num_tokens, bottleneck_dim, eps
-        self.norm_tokens = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
-        self.mix = nn.Linear(num_tokens, num_tokens, device=device, dtype=dtype)
-        self.norm_mixed = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(dim, eps, device=device, dtype=dtype)
-        self.fc1 = nn.Linear(dim, bottleneck_dim, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(bottleneck_dim, num_tokens, device=device, dtype=dtype)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the parameters anew."""
-        for norm in (self.norm_tokens, self.norm_mixed, self.norm):
-            norm.reset_parameters()
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)
-        _reset_mlp(self.fc1, self.fc2)
-
-    def forward(self, tokens: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-        """Distribute tokens [B,K,D] over the positions of original [B,N,D], into [B,N,D].
-
-        Raises:
-            TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
-        """
-        check.main_input("original", original, "B N D")
-        fits_parameters("original", original, self.norm.weight)
-        sizes = (original.shape[0], self.num_tokens, self.dim)
-        autocast = check.autocast_dtype(original) is not None
-        check.operand("tokens", tokens, "B K D", sizes, original, mixed=autocast)
-        mixed = self.mix(self.norm_tokens(tokens).transpose(1, 2)).transpose(1, 2)
-        return fused_tokenfuser(
-            original,
-            self.norm_mixed(mixed),
-            *_mlp(self),
-            eps=self.eps,
-            norm_weight=self.norm.weight,
-            norm_bias=self.norm.bias,
-        )
-
-    @classmethod
-    def from_flax(cls, params: Mapping[str, Any]) -> Self:
-        """From the parameters of scenic's TokenFuser, a nested dict of arrays.
-
-        Errors as in `TokenLearner.from_flax`.
-        """
-        return cls._from_state(convert.flax_token_fuser(params))
-
-
-def _mlp(module: TokenLearner | TokenFuser) -> tuple[torch.Tensor, ...]:
-    return module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias
-
-
-def _reset_mlp(*layers: nn.Linear) -> None:
-    for layer in layers:
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
 
 
 def _lecun_normal(kernel: torch.Tensor) -> None:

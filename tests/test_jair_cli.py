@@ -40,7 +40,7 @@ def test_cost_prints_and_writes_the_counts(tmp_path: Path) -> None:
 def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     from PIL import Image
 
-    from jair.commands import load_image
+    from jair.data.images import read_image, to_pixels
 
     torch.manual_seed(0)
     model = JAIR(JAIRConfig.preset("tiny")).eval()
@@ -51,7 +51,7 @@ def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     tokenizer = transformers.ByT5Tokenizer()
     words = torch.tensor([tokenizer("What is it?").input_ids])
-    answer = model.generate(load_image(tmp_path / "photo.png", 64), words)
+    answer = model.generate(to_pixels(read_image(tmp_path / "photo.png"), 64).unsqueeze(0), words)
     assert result.stdout == tokenizer.decode(answer[0], skip_special_tokens=True) + "\n"
 
     described = jair("describe", tmp_path / "model")

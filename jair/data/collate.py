@@ -22,7 +22,7 @@ class Collator:
 
     Args:
         tokenizer: of transformers. image_size, max_text_length, max_target_length: as in JAIRConfig.
-        augment: crop and flip when a seed is given. A flip swaps "left" and "right" in all words.
+        train: crop and flip when a seed is given. A flip swaps "left" and "right" in all words.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class Collator:
         max_text_length: int,
         max_target_length: int,
         *,
-        augment: bool = True,
+        train: bool = True,
     ) -> None:
-        self.tokenizer, self.image_size, self.augment = tokenizer, image_size, augment
+        self.tokenizer, self.image_size, self.train = tokenizer, image_size, train
         self.max_text_length, self.max_target_length = max_text_length, max_target_length
 
     def __call__(self, examples: Sequence[Example], seed: int | None = None) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ class Collator:
         pixels, prompts, answers = [], [], []
         for index, example in enumerate(examples):
             image, prompt, answer = example.image, example.prompt, example.answer
-            if seed is not None and self.augment:
+            if seed is not None and self.train:
                 generator = np.random.default_rng([seed, index])
                 image = random_crop(image, generator)
                 if generator.random() < 0.5:

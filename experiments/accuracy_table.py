@@ -1,0 +1,167 @@
+"""Finished runs of the accuracy experiment as a Markdown page and a plot."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.variants import OURS, REFERENCE, TABLES, VARIANTS, Variant
+from jair import plots
+from jair._files import write_text
+
+PAGE, PLOT = "README.md", "accuracy.svg"
+AIM = 0.65  # of the reference's operations, at no less than its accuracy
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant with the results of its seeds."""
+
+    variant: Variant
+    results: list[Result]
+
+    @property
+    def gmac(self) -> float:
+        """Of one sample."""
+        return float(self.results[0]["gmac"])
+
+    def values(self, key: str) -> list[float]:
+        """One a seed, where it was measured."""
+        return [result[key] for result in self.results if result.get(key) is not None]
+
+    def mean(self, key: str) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values(key))
+
+
+def load(folder: Path) -> list[Row]:
+    """The rows with at least one finished run, in the order of the table."""
+    results = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    rows = [
+        Row(variant, sorted((r for r in results if r["variant"] == variant.name), key=lambda r: r["seed"]))
+        for variant in VARIANTS
+    ]
+    return [row for row in rows if row.results]
+
+
+def write(folder: Path) -> None:
+    """Write README.md and accuracy.svg of the runs that are finished."""
+    rows = load(folder)
+    if not rows:
+        raise ValueError(f"{folder}: expected at least one finished run, got none")
+    plots.save(lambda: plot(rows), folder / PLOT)
+    write_text(folder / PAGE, page(rows))
+
+
+def page(rows: list[Row]) -> str:
+    """All tables, what was held equal, and what came out of the aim."""
+    settings = rows[0].results[0]["settings"]
+    lines = ["# Accuracy against operations", "", _setting(rows, settings), "", *_verdict(rows)]
+    lines += [f"![Accuracy against GMAC]({PLOT})", ""]
+    reference = next((row.gmac for row in rows if row.variant.name == REFERENCE), None)
+    for table, title in TABLES.items():
+        shown = [row for row in rows if table in row.variant.tables]
+        if len(shown) > 1 or table == "fusion":
+            lines += [f"## {title}", "", *_table(shown, reference), ""]
+    return "\n".join(lines)
+
+
+def _setting(rows: list[Row], settings: dict[str, Any]) -> str:
+    machines = sorted({result["machine"] for row in rows for result in row.results})
+    commits = sorted({result["commit"][:12] for row in rows for result in row.results})
+    told = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return (
+        "All models are trained alike on `scenes`, each seed with its own weights and its own order of "
+        "examples. Accuracy is exact match on questions of the test split; held-out attribute combinations "
+        "are a split of their own. Spread is from the lowest to the highest seed. GMAC is of one sample with "
+        "text padded to the full length, counted as in `jair cost`.\n\n"
+        f"Settings: {told}. Machine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
+    )
+
+
+def _verdict(rows: list[Row]) -> list[str]:
+    """Whether ours reaches the reference's accuracy at the share of its operations that was aimed at."""
+    by_name = {row.variant.name: row for row in rows}
+    if OURS not in by_name or REFERENCE not in by_name:
+        return []
+    ours, reference = by_name[OURS], by_name[REFERENCE]
+    share = ours.gmac / reference.gmac
+    gap = 100 * (ours.mean("accuracy") - reference.mean("accuracy"))
+    low, high = min(ours.values("accuracy")), max(reference.values("accuracy"))
+    met = "met" if share <= AIM and gap >= 0 else "missed"
+    clear = "" if low > high or gap < 0 else " Their seeds overlap: the difference is within the spread."
+    return [
+        f"Aim, at least the accuracy of {REFERENCE} at no more than {AIM} of its operations: **{met}**. "
+        f"Ours has {share:.2f} of its operations and {gap:+.1f} points of accuracy.{clear}",
+        "",
+    ]
+
+
+def _table(rows: list[Row], reference: float | None) -> list[str]:
+    header = ["model", "GMAC", f"of {REFERENCE}", "parameters (M)", "accuracy %", "held-out %", "seeds"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        lines.append(
+            [
+                row.variant.name,
+                f"{row.gmac:.4f}",
+                "" if reference is None else f"{row.gmac / reference:.2f}",
+                f"{row.results[0]['parameters'] / 1e6:.2f}",
+                _spread(row, "accuracy"),
+                _spread(row, "compositional"),
+                str(len(row.results)),
+            ]
+        )
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def _spread(row: Row, key: str) -> str:
+    values = [100 * value for value in row.values(key)]
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def plot(rows: list[Row]) -> Figure:
+    """A point for each variant: mean over the seeds, bars from the lowest to the highest."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    families = dict(zip(TABLES, plots.COLOURS, strict=False))
+    for row in rows:
+        family = row.variant.tables[0]
+        values = [100 * value for value in row.values("accuracy")]
+        mean = statistics.fmean(values)
+        axes.errorbar(
+            row.gmac,
+            mean,
+            yerr=[[mean - min(values)], [max(values) - mean]],
+            fmt="*" if row.variant.name == OURS else "o",
+            markersize=11 if row.variant.name == OURS else 5,
+            capsize=2,
+            linewidth=1,
+            color=families[family],
+        )
+        axes.annotate(row.variant.name, (row.gmac, mean), (5, 4), textcoords="offset points", fontsize=7.5)
+    reference = next((row for row in rows if row.variant.name == REFERENCE), None)
+    if reference is not None:
+        axes.axvline(AIM * reference.gmac, color=plots.INK, linewidth=0.8, linestyle=":")
+        axes.text(
+            AIM * reference.gmac,
+            0.01,
+            f" {AIM} of {REFERENCE}",
+            fontsize=7.5,
+            transform=axes.get_xaxis_transform(),
+        )
+    blind = rows[0].results[0].get("blind")
+    if blind is not None:
+        axes.axhline(100 * blind, color=plots.INK, linewidth=0.8, linestyle="--")
+        axes.text(0.01, 100 * blind, "without the image", fontsize=7.5, transform=axes.get_yaxis_transform())
+    axes.set(xlabel="GMAC of one sample", ylabel="accuracy on scenes, %")
+    axes.set_title("Mean over the seeds, from the lowest to the highest")
+    return figure

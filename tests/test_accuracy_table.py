@@ -1,0 +1,126 @@
+"""The accuracy experiment: its page from finished runs, what it skips, and a table that was cut short."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
+pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+
+from experiments import accuracy, accuracy_table
+from experiments.variants import BASE, REFERENCE, VARIANTS, choose
+from jair import cost
+
+
+def result(variant: str, seed: int, right: float, gmac: float, **more: Any) -> dict[str, Any]:
+    return {
+        "variant": variant,
+        "seed": seed,
+        "accuracy": right,
+        "compositional": right - 0.1,
+        "gmac": gmac,
+        "gmac_short_text": gmac,
+        "parameters": 2_000_000,
+        "settings": {"steps": 10},
+        "machine": "2 cores",
+        "commit": "0123456789abcdef",
+        **more,
+    }
+
+
+def write(folder: Path, results: list[dict[str, Any]]) -> None:
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    for number, one in enumerate(results):
+        (folder / "runs" / f"{number}.json").write_text(json.dumps(one))
+    accuracy_table.write(folder)
+
+
+def rows(page: str) -> list[list[str]]:
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_page_has_means_and_spreads(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [
+            result("ours", 1, 0.5, 0.06),
+            result("ours", 0, 0.7, 0.06),
+            result("concat", 0, 0.65, 0.12),
+            result("1 iterations", 0, 0.25, 0.05),
+        ],
+    )
+    page = (tmp_path / "README.md").read_text()
+    header = ["model", "GMAC", "of concat", "parameters (M)", "accuracy %", "held-out %", "seeds"]
+    ours = ["ours", "0.0600", "0.50", "2.00", "60.0 (50.0 to 70.0)", "50.0 (40.0 to 60.0)", "2"]
+    one = ["1 iterations", "0.0500", "0.42", "2.00", "25.0 (25.0 to 25.0)", "15.0 (15.0 to 15.0)", "1"]
+    concat = ["concat", "0.1200", "1.00", "2.00", "65.0 (65.0 to 65.0)", "55.0 (55.0 to 55.0)", "1"]
+    rule = ["---", *["---:"] * 6]
+    assert rows(page) == [header, rule, ours, concat, header, rule, ours, one]
+    assert "**missed**. Ours has 0.50 of its operations and -5.0 points of accuracy." in page
+    assert "Settings: steps 10. Machine: 2 cores. Commit: 0123456789ab." in page
+    plot = ElementTree.parse(tmp_path / "accuracy.svg")
+    written = {"".join(e.itertext()).strip() for e in plot.iter() if e.tag.endswith("text")}
+    assert {"ours", "concat", "1 iterations", "0.65 of concat"} <= written
+
+
+@pytest.mark.parametrize(
+    ("ours", "gmac", "verdict"),
+    [
+        ([0.71, 0.79], 0.06, "**met**. Ours has 0.50 of its operations and +5.0 points of accuracy.\n"),
+        (
+            [0.69, 0.8],
+            0.06,
+            "**met**. Ours has 0.50 of its operations and +4.5 points of accuracy. Their seeds",
+        ),
+        ([0.71, 0.79], 0.08, "**missed**. Ours has 0.67 of its operations and +5.0 points of accuracy.\n"),
+    ],
+)
+def test_the_aim(tmp_path: Path, ours: list[float], gmac: float, verdict: str) -> None:
+    runs = [result("ours", seed, right, gmac) for seed, right in enumerate(ours)]
+    write(tmp_path, [*runs, result("concat", 0, 0.7, 0.12)])
+    assert verdict in (tmp_path / "README.md").read_text()
+
+
+def test_the_plot_shows_means_with_their_range(tmp_path: Path) -> None:
+    write(tmp_path, [result("ours", 0, 0.5, 0.06), result("ours", 1, 0.8, 0.06, blind=0.4)])
+    figure = accuracy_table.plot(accuracy_table.load(tmp_path))
+    (container,) = figure.axes[0].containers
+    line, _, (bar,) = container.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0.06], [pytest.approx(65)])
+    assert bar.get_segments()[0][:, 1].tolist() == [pytest.approx(50), pytest.approx(80)]
+
+
+def test_rows_are_those_of_the_papers_tables() -> None:
+    configs = {variant.name: variant.config(BASE, 384) for variant in VARIANTS}
+    assert {c.fusion for c in configs.values()} == {
+        "joint_adaptive",
+        "concat",
+        "cross_attention",
+        "perceiver",
+        "cotokenization",
+    }
+    assert {c.resampler for c in configs.values()} == {"latent", "tokenlearner", "spatial"}
+    assert {c.combination for c in configs.values()} == {"weighted", "residual", "none"}
+    assert {c.iterations for c in configs.values()} == {1, 2, 4, 8}
+    assert {c.num_latents for c in configs.values()} == {4, 8, 16, 32}
+    assert {c.stream for c in configs.values()} == {"joint", "text"}
+    assert cost.macs(configs["ours"]).total <= accuracy_table.AIM * cost.macs(configs[REFERENCE]).total
+
+
+def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert accuracy.main(["--out", str(tmp_path), "--only", "mine"]) == 1
+    assert capsys.readouterr().err.startswith("accuracy: --only: expected 'ours' or 'ours, stream text' or")
+    assert accuracy.main(["--out", str(tmp_path), "--set", "dim"]) == 1
+    assert capsys.readouterr().err == "accuracy: --set: expected key=value, got 'dim'\n"
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(str(tmp_path))}: expected at least one finished run, got none$"
+    ):
+        accuracy_table.write(tmp_path)
+    assert [variant.name for variant in choose(["none", "ours"])] == ["ours", "none"]

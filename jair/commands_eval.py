@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from jair.encoders import optional_import
 from jair.model import JAIR
+from jair.training.checkpoint import resolve
 
 
 def evaluate(
@@ -38,6 +39,7 @@ def evaluate(
     from jair.evaluation import write_submission
 
     opened = open_source(SourceSpec.parse(source), split, strict=strict)
+    checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint)
@@ -93,6 +95,7 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
     from jair.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, to_pixels
     from jair.data.tokenizers import load_tokenizer
 
+    checkpoint = resolve(checkpoint)
     model = JAIR.from_pretrained(checkpoint)
     pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
     maps = image_attention(model, pixels)[0]

@@ -16,6 +16,7 @@ from rich.table import Table
 from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
 from jair.config import JAIRConfig
+from jair.data import commands as data
 from jair.data.images import read_image, to_pixels
 from jair.data.tokenizers import load_tokenizer
 from jair.model import JAIR
@@ -23,7 +24,7 @@ from jair.training import commands as training
 from jair.training.checkpoint import resolve
 
 app = typer.Typer(
-    help="The JAIR model and what it costs.",
+    help="The JAIR model: what it costs, its training, its answers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("eval")(commands_eval.evaluate)
 app.command()(commands_eval.report)
 app.command()(training.train)
+app.add_typer(data.app, name="data")
 err = Console(stderr=True)
 
 Preset = Annotated[str, typer.Option(help="tiny, base or large.")]

@@ -13,6 +13,9 @@ import pytest
 pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 pytest.importorskip("transformers", reason="the extra 'train' is not installed")
 
+from jair.data.baselines import bag_of_image, blind
+from jair.data.commands import COLUMNS, LINES, SIDE, sheet
+from jair.data.examples import Example
 from jair.data.scenes.captions import captions, false_caption
 from jair.data.scenes.questions import KINDS, MOST_COUNTED, Question
 from jair.data.scenes.render import COLOURS, render
@@ -225,3 +228,21 @@ def test_every_task_has_an_answer() -> None:
 def test_wrong_names(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_baselines_know_little() -> None:
+    train, test = (list(ScenesSource(split).evaluation(n)) for split, n in (("train", 2500), ("val", 500)))
+    assert 0.2 < blind(train, test) < 0.45
+    assert 0.2 < bag_of_image(train, test) < 0.5
+    known = [Example(e.image, e.prompt, "yes", ("yes",), e.id, e.group) for e in test]
+    assert blind(known, known) == bag_of_image(known, known) == 1
+    with pytest.raises(ValueError, match="test: expected at least one example, got none"):
+        blind(train, [])
+
+
+def test_a_sheet_shows_pictures() -> None:
+    examples = list(ScenesSource("val").evaluation(7))
+    page = sheet(examples)
+    assert page.size == (COLUMNS * (SIDE + 12), 2 * (SIDE + 14 * LINES + 12))
+    shown = page.crop((6, 6, 6 + SIDE, 6 + SIDE))
+    assert shown.tobytes() == examples[0].image.resize((SIDE, SIDE)).tobytes()

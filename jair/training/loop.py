@@ -220,14 +220,14 @@ class Trainer:
         """
         assert self.val is not None
         self.called.eval()
-        examples = list(self.val.evaluation(self.plan.val_examples))[self.workers.rank :: self.workers.count]
+        held = list(self.val.evaluation(self.plan.val_examples))
+        examples = held[self.workers.rank :: self.workers.count]
         sums = torch.zeros(4, dtype=torch.float64)
         size = max(1, self.plan.batch_size // self.workers.count)
         steps = -(-self.plan.val_examples // (size * self.workers.count))
         for i in range(steps):
-            chosen = (
-                examples[i * size : (i + 1) * size] or examples[:1]
-            )  # all processes take part in each call
+            # All processes take part in each call, though one may have no example left.
+            chosen = examples[i * size : (i + 1) * size] or held[:1]
             inputs = {name: value.to(self.workers.device) for name, value in self.collate(chosen).items()}
             labels = inputs.pop("labels")
             with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.bf16):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,13 +16,11 @@ from jair.model import JAIR
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that save_pretrained wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A saved model, or a run of jair train.")],
     source: Annotated[str, typer.Option(help="KIND:PATH[,task=...], the data to answer.")],
     split: Annotated[str, typer.Option(help="Which part of the data: val, test, ...")] = "val",
     limit: Annotated[int | None, typer.Option(help="Answer the first examples only.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the answers here, as the benchmark wants them.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answers here, for the benchmark.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 64,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: what fits.")] = None,
     num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 = greedy.")] = 1,
@@ -36,6 +35,7 @@ def evaluate(
     from jair.evaluation import evaluate as run
     from jair.evaluation import write_submission
 
+    checkpoint = newest_checkpoint(checkpoint)
     opened = open_source(SourceSpec.parse(source), split, seed=0, strict=strict)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
@@ -60,10 +60,33 @@ def evaluate(
     typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """The folder itself if it holds a model; of a training run the checkpoint with the largest step.
+
+    Checkpoints are folders directly below or in "checkpoints", their step the last number of their name.
+
+    Raises:
+        ValueError: neither.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    found = {
+        int(numbers[-1]): config.parent
+        for pattern in ("*/config.json", "checkpoints/*/config.json")
+        for config in folder.glob(pattern)
+        if (numbers := re.findall(r"\d+", config.parent.name))
+    }
+    if not found:
+        raise ValueError(f"{folder}: expected a saved model, or a run with checkpoints, got neither")
+    return found[max(found)]
+
+
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders that jair train wrote.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("report"),
-    attention: Annotated[Path | None, typer.Option(help="A saved model; draws what its tokens see.")] = None,
+    attention: Annotated[
+        Path | None, typer.Option(help="A model or a run; draws what its tokens see.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="The photograph for --attention.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A question to be answered above the sheet.")] = None,
 ) -> None:
@@ -91,6 +114,7 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
     from jair.attention_maps import image_attention, sheet
     from jair.commands import IMAGENET_MEAN, IMAGENET_STD, load_image, load_tokenizer
 
+    checkpoint = newest_checkpoint(checkpoint)
     model = JAIR.from_pretrained(checkpoint)
     pixels = load_image(image, model.config.image_size)
     maps = image_attention(model, pixels)[0]

@@ -193,3 +193,49 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
 def test_bad_input(metric: str, examples: list[Example], options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(Parrot(), transformers.ByT5Tokenizer(), Listed(metric, examples, 3), **options)  # type: ignore[arg-type]
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, source: Listed, *arguments: str | Path) -> str:
+    """The standard output of `jair eval` on this source; errors are raised."""
+    from typer.testing import CliRunner
+
+    from jair.commands import app
+    from jair.data import sources
+
+    monkeypatch.setattr(sources.SourceSpec, "parse", lambda text: text)
+    monkeypatch.setattr(sources, "open_source", lambda spec, split, **_: source)
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = JAIR(JAIRConfig.preset("tiny")).eval()
+    model.save_pretrained(tmp_path / "run" / "checkpoints" / "step-3")
+    examples = [example("what?", "x", id=str(n), group="g", shade=40 * n) for n in range(3)]
+    said = evaluate(model, transformers.ByT5Tokenizer(), Listed("exact", examples), max_new_tokens=4)  # type: ignore[arg-type]
+    examples[1] = example("what?", said["predictions"][1].text, id="1", group="g", shade=40)
+    options = ("--source", "test:x", "--split", "val", "--max-new-tokens", 4, "--out", tmp_path / "out.json")
+    printed = run_command(monkeypatch, Listed("exact", examples, 2), tmp_path / "run", *map(str, options))
+    scores = json.loads(printed.splitlines()[-1])
+    right = [p.text == e.answer for p, e in zip(said["predictions"], examples, strict=True)]
+    assert scores == {
+        "checkpoint": str(tmp_path / "run" / "checkpoints" / "step-3"),
+        "split": "val",
+        "source": "test/exact",
+        "metric": "exact",
+        "examples": 3,
+        "skipped": 2,
+        "accuracy": sum(right) / 3,
+        "groups": {"g": {"accuracy": sum(right) / 3, "examples": 3}},
+    }
+    assert sum(right) >= 1
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert written == [{"questionId": p.id, "prediction": p.text} for p in said["predictions"]]
+
+
+def test_the_command_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = f"{tmp_path}: expected a saved model, or a run with checkpoints, got neither"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        run_command(monkeypatch, Listed("exact", []), tmp_path, "--source", "scenes")

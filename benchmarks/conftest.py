@@ -35,8 +35,8 @@ class Sample:
 class Session:
     """Measurements of this run, each made when its first row asks for it."""
 
-    def __init__(self, device: str, budget: float) -> None:
-        self.device, self.budget = device, budget
+    def __init__(self, device: str, full: bool, budget: float) -> None:
+        self.device, self.full, self.budget = device, full, budget
         self.ceilings: dict[str, Any] = {}
         self.recorded = 0
         self._measured: dict[Group, dict[str, Sample]] = {}
@@ -56,17 +56,17 @@ class Session:
 
     def _measure(self, group: Group) -> dict[str, Sample]:
         torch._dynamo.reset()  # or the shapes seen so far become dynamic, and the peer slower
-        problem = contestants.Problem.build(group, self.device, ceilings.working_set(self.device))
+        problem = contestants.problem_of(group, self.device, ceilings.working_set(self.device))
         samples: dict[str, Sample] = {}
         calls: dict[str, measure.Call] = {}
         expected: tuple[torch.Tensor, ...] | None = None
         # Eager PyTorch first: the others are held against its result.
         for backend in (*group.peers, *shapes.OURS[self.device]):
-            samples[backend] = Sample(self._why_not(problem, backend))
+            samples[backend] = Sample(self._why_not(group, problem, backend))
             if samples[backend].reason:
                 continue
-            run = contestants.function(group, backend, self.device)
-            call = contestants.call(problem, run)
+            run = problem.function(backend)
+            call = problem.call(run)
             try:
                 result = call(0)
             except RuntimeError as error:
@@ -80,16 +80,24 @@ class Session:
                 continue
             samples[backend].peak_bytes = measure.peak_bytes(call, self.device)
             if group.direction == "fwdbwd":
-                samples[backend].saved_bytes = measure.saved_bytes(run, problem.arguments(0))
+                samples[backend].saved_bytes = measure.saved_bytes(
+                    run, problem.arguments(0), problem.parameters.values()
+                )
             calls[backend] = call
         for backend, seconds in measure.take_turns(calls, self.device, self.budget).items():
             samples[backend].seconds = seconds
         return samples
 
-    def _why_not(self, problem: contestants.Problem, backend: str) -> str | None:
-        if backend in problem.group.peers:
-            return None
-        return jair_kernels.why_not(problem.group.op, backend, *problem.arguments(0).values())
+    def _why_not(self, group: Group, problem: contestants.AnyProblem, backend: str) -> str | None:
+        in_software = group.dtype != "fp32" and self.device == "cpu" and machine.cpu_isa() != "amx"
+        if in_software and group.op in shapes.MODEL_OPS:
+            return f"without AMX PyTorch's {group.dtype} products make a step of the model take minutes"
+        if in_software and not self.full and group.op in shapes.COMPOSED_OPS:
+            return f"without AMX PyTorch's {group.dtype} products take seconds; --full measures them"
+        if isinstance(problem, contestants.Problem):
+            mine = backend not in group.peers
+            return jair_kernels.why_not(group.op, backend, *problem.arguments(0).values()) if mine else None
+        return None if backend in ("cpu", "triton", *group.peers) else "no model runs on it"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -104,7 +112,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: deselected unless --full is given")
     torch.set_num_threads(config.getoption("--threads"))
-    config.stash[_SESSION] = Session(config.getoption("--device"), config.getoption("--group-seconds"))
+    chosen = (config.getoption(name) for name in ("--device", "--full", "--group-seconds"))
+    config.stash[_SESSION] = Session(*chosen)
     if config.option.benchmark_json is None and not config.option.collectonly:
         rows.NEW.parent.mkdir(parents=True, exist_ok=True)
         rows.NEW.unlink(missing_ok=True)  # or a run without rows would be reported as the one before it
@@ -120,7 +129,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     device, full = metafunc.config.getoption("--device"), metafunc.config.getoption("--full")
     parameters = []
-    for group in shapes.groups(metafunc.module.OP, device, full):
+    ops = getattr(metafunc.module, "OPS", None) or (metafunc.module.OP,)
+    for group in (group for op in ops for group in shapes.groups(op, device, full)):
         for backend in (*shapes.OURS[device], *group.peers):
             marks = [pytest.mark.benchmark(timer=CLOCK.now, group=str(group))]
             marks += [pytest.mark.full] if group.full else []

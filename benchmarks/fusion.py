@@ -24,7 +24,7 @@ from jair_kernels.transformer_layer import reference as layer_reference
 Tensor = torch.Tensor
 
 OPS = ("fused_cross_attention", "fused_latent_resample", "fused_gated_fusion", "fused_transformer_layer")
-_COMPOSED = {
+COMPOSED = {
     "fused_latent_resample": resample_reference,
     "fused_gated_fusion": gated_reference,
     "fused_transformer_layer": layer_reference,
@@ -124,8 +124,9 @@ def attention_by_sdpa(
 
 
 @contextmanager
-def _sdpa_inside(op: str) -> Iterator[None]:
-    with patch.object(_COMPOSED[op], "cross_attention", attention_by_sdpa):
+def sdpa_inside(op: str) -> Iterator[None]:
+    """Within the block the op's definition has PyTorch's own attention inside."""
+    with patch.object(COMPOSED[op], "cross_attention", attention_by_sdpa):
         yield
 
 
@@ -139,7 +140,7 @@ def peer(op: str, kind: str) -> Callable[..., Tensor]:
     plain = peer(op, "eager")
 
     def run(**named: Any) -> Tensor:
-        with _sdpa_inside(op):
+        with sdpa_inside(op):
             return plain(**named)
 
     return run

@@ -218,7 +218,7 @@ def report(check: Check) -> None:
     if not NEW.exists() or NEW.stat().st_size == 0:
         check.skip("report", "the benchmarks wrote no results")
         return
-    check.run("report", python("-m", "benchmarks.report", str(NEW), "--commit"), 60)
+    check.run("report", python("-m", "benchmarks.report", str(NEW), "--commit", "--no-cost"), 60)
 
 
 def record(check: Check, found: dict[str, str]) -> None:

@@ -17,18 +17,30 @@ def photo_tokens(images: int) -> torch.Tensor:
 
     Raw pixels, so the mean of a token is far from zero, unlike that of random ones.
     """
+    grid = _SIDE // _PATCH
+    patches = _crops(images, _SIDE).view(images, grid, _PATCH, grid, _PATCH, 3).permute(0, 1, 3, 2, 4, 5)
+    return patches.reshape(images, grid * grid, _PATCH * _PATCH * 3) / 255
+
+
+def photographs(images: int, side: int) -> torch.Tensor:
+    """[images, 3, side, side]: crops of photographs from scikit-learn, roughly of mean 0 and deviation 1."""
+    return (_crops(images, side).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+
+
+def _crops(images: int, side: int) -> torch.Tensor:
+    """Bytes [images, side, side, 3]; a crop larger than the photograph, of 427 x 640 pixels, repeats it."""
     from sklearn.datasets import load_sample_images  # here: only these rows need it
 
     photos = load_sample_images().images
     crops = []
     for index in range(images):
-        photo = photos[index % len(photos)]
-        room = (photo.shape[0] - _SIDE, photo.shape[1] - _SIDE)
+        photo = torch.from_numpy(photos[index % len(photos)].copy())
+        while min(photo.shape[:2]) <= side:
+            photo = photo.repeat(2, 2, 1)
+        room = (photo.shape[0] - side, photo.shape[1] - side)
         top, left = (index * step % space for step, space in zip((37, 61), room, strict=True))
-        crops.append(torch.from_numpy(photo[top : top + _SIDE, left : left + _SIDE].copy()))
-    grid = _SIDE // _PATCH
-    patches = torch.stack(crops).view(images, grid, _PATCH, grid, _PATCH, 3).permute(0, 1, 3, 2, 4, 5)
-    return patches.reshape(images, grid * grid, _PATCH * _PATCH * 3) / 255
+        crops.append(photo[top : top + side, left : left + side])
+    return torch.stack(crops)
 
 
 def _tokens(case: Case, generator: torch.Generator) -> torch.Tensor:

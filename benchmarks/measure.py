@@ -6,7 +6,7 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ import torch
 Call = Callable[[int], tuple[torch.Tensor, ...]]
 _MIN_ROUNDS, _MAX_ROUNDS = 11, 300
 _WARM_UP = 3
+_SLOW, _MIN_SLOW_ROUNDS = 4, 5  # of a group that has taken 4 budgets, 5 rounds will do
 _HIDE_LAUNCH_CYCLES = (
     2_000_000  # about 1 ms: the GPU is still busy when the last launch of a call has been queued
 )
@@ -64,8 +65,11 @@ def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
     """Seconds of every call; the contestants alternate call by call, for about `budget` seconds in all."""
     seconds = _cuda_seconds if device == "cuda" else _cpu_seconds
     for call in calls.values():
+        spent = 0.0
         for index in range(_WARM_UP):
-            seconds(call, index)
+            spent += seconds(call, index)
+            if spent > budget:
+                break
     samples: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.collect()
@@ -75,7 +79,9 @@ def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
         for index in range(_MAX_ROUNDS):
             for name, call in calls.items():
                 samples[name].append(seconds(call, index))
-            if index + 1 >= _MIN_ROUNDS and time.perf_counter() - start > budget:
+            rounds, spent = index + 1, time.perf_counter() - start
+            least = _MIN_ROUNDS if spent < _SLOW * budget else _MIN_SLOW_ROUNDS
+            if rounds >= least and spent > budget:
                 break
     finally:
         if collecting:
@@ -83,9 +89,13 @@ def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, 
     return samples
 
 
-def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]) -> int:
-    """Bytes autograd keeps for the backward: unique storages, less those of `given`, the arguments."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in given.values()}
+def saved_bytes(
+    run: Callable[..., torch.Tensor],
+    arguments: dict[str, torch.Tensor],
+    parameters: Iterable[torch.Tensor] = (),
+) -> int:
+    """Bytes autograd keeps for the backward: unique storages, less those of arguments and parameters."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*arguments.values(), *parameters)}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,7 +105,7 @@ def saved_bytes(run: Callable[..., torch.Tensor], given: dict[str, torch.Tensor]
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = run(**given)
+        output = run(**arguments)
     del output
     return sum(storage.nbytes() for storage in kept.values())
 

@@ -17,7 +17,7 @@ from benchmarks import shapes
 from benchmarks.rows import Result, Run, Timing
 
 _OURS, _OURS_LIGHT, _PEER, _PEER_LIGHT, _INK = "#0b6e99", "#7fb8d1", "#c0562f", "#e2a78f", "#30363d"
-_COLOURS = ("#0b6e99", "#7a5195", "#2f855a", "#b08800", "#c0562f", "#5b6b7f", "#a23b72")
+_COLOURS = ("#0b6e99", "#7a5195", "#2f855a", "#b08800", "#c0562f", "#5b6b7f", "#a23b72", "#3f7f7f", "#8c6d46")
 _OPS = dict(zip(shapes.OPS, _COLOURS, strict=True))
 _PASS = {"fwd": "forward", "fwdbwd": "forward + backward"}
 _BACKENDS = {"cpu": "fused", "triton": "fused (triton)", "cuda": "fused (cuda)", "compile": "torch.compile"}
@@ -74,10 +74,10 @@ def _bars(axes: Axes, op: str, results: list[Result]) -> None:
 def _compared(run: Run) -> list[Result]:
     """Rows of ours that have all their peers, without those that are there for the curves alone."""
     results = [result for result in run.results if result.complete and result.ours]
-    fused = [r for r in results if r.op in shapes.FUSION_OPS]
+    others = [r for r in results if r.op not in shapes.POOLING_OPS]
     pooled = [r for r in results if r.op in shapes.POOLING_OPS]
     on_curve = shapes.only_on_curve
-    return [r for r in pooled if not on_curve(shapes.Case.parse(r.case), r.dtype, run.device)] + fused
+    return [r for r in pooled if not on_curve(shapes.Case.parse(r.case), r.dtype, run.device)] + others
 
 
 def speedups(run: Run) -> Figure | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.report import machine_line, show_bytes, speed_table
 from benchmarks.rows import RESULTS, Run, load
+from jair import cost_report
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 
 def section(run: Run) -> str:
@@ -27,10 +27,30 @@ def section(run: Run) -> str:
     return "\n".join(lines)
 
 
+def cost_section(folder: Path) -> str:
+    """The picture of the model's costs and the table of fusions."""
+    rows = [row for row in cost_report.read(folder) if row.table == "Fusion"]
+    link = f"benchmarks/results/{folder.name}"
+    picture = f"![Operations and memory of every fusion against image size]({link}/{cost_report.PLOT})"
+    more = (
+        f"Counted, not timed; every table and what it does not say: [{link}]({link}/README.md). Plain "
+        "cross-attention is the cheapest; against concatenation the saving grows with the image and shrinks "
+        "with shorter texts."
+    )
+    return "\n\n".join([picture, cost_report.table_of(rows), more])
+
+
 def update(readme: Path = README, results: Path = RESULTS) -> None:
-    """Write the section anew from every committed run."""
+    """Write the sections anew from every committed run and from the committed counts."""
     runs = [load(path) for path in sorted(results.glob("*/benchmarks.json")) if path.parent.name != "new"]
-    before, rest = readme.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    body = "\n\n".join(section(run) for run in runs) or "Not measured yet."
-    readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}")
+    text = readme.read_text()
+    text = _replaced(text, "benchmarks", "\n\n".join(section(run) for run in runs) or "Not measured yet.")
+    if (results / "cost" / "cost.json").exists():
+        text = _replaced(text, "cost", cost_section(results / "cost"))
+    readme.write_text(text)
+
+
+def _replaced(text: str, name: str, body: str) -> str:
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.split(end)[1]}"

@@ -154,6 +154,16 @@ def write(source: Path, folder: Path) -> str:
     return text
 
 
+def write_costs(folder: Path) -> str:
+    """The model's cost tables, exact counts, into a folder; their text, or why there are none."""
+    try:
+        from jair import cost_report, cost_tables
+
+        return cost_report.write(cost_tables.count(), folder)
+    except ImportError as error:
+        return f"The model's costs are not counted: {error}\n"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Report on a run; with --commit also keep it as the result of its kind of machine."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
@@ -162,6 +172,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--commit", action="store_true", help="copy it to <results>/<kind of machine>/")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the committed runs")
+    parser.add_argument(
+        "--cost",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also count what the model costs (minutes)",
+    )
     options = parser.parse_args(arguments)
     if not options.json.exists():
         parser.error(f"{options.json}: no such file; run make bench first")
@@ -171,6 +187,8 @@ def main(arguments: list[str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.json, folder / "benchmarks.json")
     print(write(options.json, folder))
+    if options.cost:
+        print(write_costs(options.results / "cost" if options.commit else folder / "cost"))
     if options.commit and options.results == RESULTS:
         from benchmarks import readme
 

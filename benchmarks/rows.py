@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import DIRECTIONS, OPS, OURS, PEERS, TARGETS
+from benchmarks.shapes import DIRECTIONS, OPS, OURS, TARGETS, peers_of
 
 RESULTS = Path(__file__).parent / "results"
 NEW = RESULTS / "new" / "benchmarks.json"
@@ -52,7 +52,7 @@ class Result:
     @property
     def complete(self) -> bool:
         """Whether every peer was measured: only then is there a fastest one to be compared with."""
-        return all(peer in self.timings for peer in PEERS)
+        return all(peer in self.timings for peer in peers_of(self.op))
 
     def fastest_peer(self) -> Timing:
         return min(self.peers, key=lambda timing: timing.median)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from benchmarks.fusion import OPS as FUSION_OPS
 from benchmarks.fusion import FusionCase
+from benchmarks.model import OPS as MODEL_OPS
+from benchmarks.model import ModelCase
 
 DTYPES = ("bf16", "fp16", "fp32")
 DIRECTIONS = ("fwd", "fwdbwd")
@@ -13,7 +15,9 @@ OURS = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 PEERS = ("eager", "compile")
 FUSION_PEERS = ("eager", "sdpa", "compile")  # attention as matmul and softmax, as PyTorch's own, compiled
 POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
-OPS = (*POOLING_OPS, *FUSION_OPS)
+OPS = (*POOLING_OPS, *FUSION_OPS, *MODEL_OPS)
+COMPOSED_OPS = FUSION_OPS[1:]  # most of whose work is PyTorch's matrix products
+MODEL_PEERS = ("eager", "sdpa")  # of the layers; compiling the whole takes minutes on a CPU
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Group:
     """One measurement: what its contestants, ours and peers, do in turns on the same inputs."""
 
     op: str
-    case: Case | FusionCase
+    case: Case | FusionCase | ModelCase
     dtype: str
     direction: str
     peers: tuple[str, ...] = PEERS
@@ -90,6 +94,37 @@ _FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     ),
 )
 
+STEP = ModelCase(8)
+ANSWER = ModelCase(1)
+# Of "JAIR" a training step, of "JAIR.generate" an answer: case, dtype, whether it is slow.
+_MODEL_ROWS = {
+    ("JAIR", "cpu"): (
+        (STEP, "bf16", False),
+        (ANSWER, "fp32", False),
+        (STEP, "fp32", True),
+        (ModelCase(8, fusion="concat"), "bf16", True),
+        (ModelCase(2, image_size=448), "bf16", True),
+        (ModelCase(2, fusion="concat", image_size=448), "bf16", True),
+    ),
+    ("JAIR", "cuda"): (
+        (ModelCase(64), "bf16", False),
+        (ModelCase(64, fusion="concat"), "bf16", False),
+        *(
+            (ModelCase(64, fusion=fusion, image_size=size), "bf16", True)
+            for size in (384, 448)
+            for fusion in ("joint_adaptive", "concat")
+        ),
+    ),
+    **{
+        ("JAIR.generate", device): (
+            (ANSWER, "bf16", False),
+            (ANSWER, "fp32", False),
+            (ModelCase(1, fusion="concat"), "fp32", True),
+        )
+        for device in ("cpu", "cuda")
+    },
+}
+
 # Speed-ups aimed at on a CPU with AMX, (forward, forward + backward).
 _POOLING_TARGETS = {
     (str(VIT), "bf16"): (4.2, 3.8),
@@ -111,7 +146,12 @@ _FUSION_TARGETS = {
     (LAYER, "bf16"): (1.1, 1.2),
     (LAYER, "fp32"): (1.0, 1.0),
 }
-TARGETS = {("fused_tokenlearner", *key): pair for key, pair in _POOLING_TARGETS.items()}
+TARGETS: dict[tuple[str, str, str], tuple[float | None, float | None]] = {
+    ("JAIR", str(STEP), "bf16"): (None, 1.15),
+    ("JAIR.generate", str(ANSWER), "bf16"): (1.0, None),
+    ("JAIR.generate", str(ANSWER), "fp32"): (1.0, None),
+}
+TARGETS |= {("fused_tokenlearner", *key): pair for key, pair in _POOLING_TARGETS.items()}
 TARGETS |= {(case.op, str(case), dtype): pair for (case, dtype), pair in _FUSION_TARGETS.items()}
 
 _Rows = tuple[tuple[Case, str], ...]
@@ -157,8 +197,17 @@ def only_on_curve(case: Case, dtype: str, device: str) -> bool:
     return bool(sweep_axis(case, device)) and (case, dtype) not in tables
 
 
+def peers_of(op: str) -> tuple[str, ...]:
+    """Peers that a row must have to be compared with the fastest."""
+    return MODEL_PEERS if op in MODEL_OPS else PEERS
+
+
 def groups(op: str, device: str, full: bool) -> list[Group]:
     """Measurements of an op; with `full` also those that do not fit into ten minutes on two cores."""
+    if op in MODEL_OPS:
+        way = "fwdbwd" if op == "JAIR" else "fwd"
+        peers = MODEL_PEERS if device == "cpu" or op != "JAIR" else (*MODEL_PEERS, "compile")
+        return [Group(op, c, dtype, way, peers, late) for c, dtype, late in _MODEL_ROWS[op, device]]
     if op in FUSION_OPS:
         quick = [(c, dtype, False) for c, dtype in _FUSION_TABLE if c.op == op]
         rest = [(c, dtype, True) for c, dtype in _FUSION_MORE if c.op == op]

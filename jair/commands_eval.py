@@ -30,13 +30,14 @@ def evaluate(
     strict: Annotated[bool, typer.Option(help="Fail on an example that cannot be read.")] = False,
 ) -> None:
     """Score a saved model's answers; the last line printed is a JSON object with the scores."""
-    from jair.commands import err, load_tokenizer
+    from jair.commands import err
     from jair.data.sources import SourceSpec, open_source
+    from jair.data.tokenizers import load_tokenizer
     from jair.evaluation import evaluate as run
     from jair.evaluation import write_submission
 
     checkpoint = newest_checkpoint(checkpoint)
-    opened = open_source(SourceSpec.parse(source), split, seed=0, strict=strict)
+    opened = open_source(SourceSpec.parse(source), split, strict=strict)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint)
@@ -112,11 +113,12 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
     """Draw the sheet as out/attention.png."""
     from jair import plots
     from jair.attention_maps import image_attention, sheet
-    from jair.commands import IMAGENET_MEAN, IMAGENET_STD, load_image, load_tokenizer
+    from jair.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, to_pixels
+    from jair.data.tokenizers import load_tokenizer
 
     checkpoint = newest_checkpoint(checkpoint)
     model = JAIR.from_pretrained(checkpoint)
-    pixels = load_image(image, model.config.image_size)
+    pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
     maps = image_attention(model, pixels)[0]
     title = []
     if prompt is not None:

@@ -1,4 +1,4 @@
-"""What a model costs: operations, parameters, and the activations that training keeps.
+"""What a model costs: operations and parameters; its memory is in `jair.memory`.
 
 Operations are those of matrix products and convolutions in one teacher-forced forward pass of one sample,
 with text and answer padded to the given lengths, causal attention in full and resampling in its projected
@@ -7,13 +7,10 @@ form. They are counted twice: by PyTorch's FlopCounterMode on tensors without me
 
 from __future__ import annotations
 
-import weakref
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jair._checks import whole_numbers
@@ -44,7 +41,7 @@ def macs(config: JAIRConfig, text_length: int | None = None, target_length: int 
     Raises:
         TypeError, ValueError: a length out of range, or a text encoder that is a checkpoint, by name.
     """
-    text_length = _lengths(config, text_length, target_length)
+    text_length = lengths(config, text_length, target_length)
     if config.text_encoder != "transformer":
         raise ValueError(
             f"text_encoder: expected 'transformer' for closed forms, got {config.text_encoder!r}"
@@ -166,12 +163,12 @@ def counted_macs(config: JAIRConfig, text_length: int | None = None, target_leng
 
     Errors as in `macs`.
     """
-    text_length = _lengths(config, text_length, target_length)
+    text_length = lengths(config, text_length, target_length)
     with torch.device("meta"):
         model = JAIR(with_settings(config)).requires_grad_(False)
-        inputs = _inputs(config, 2, text_length, target_length)
+        given = inputs(config, 2, text_length, target_length)
     with FlopCounterMode(display=False) as counter, use_backend("reference"):
-        model(**inputs)
+        model(**given)
     flops: int = counter.get_total_flops()
     return flops // 4
 
@@ -183,63 +180,8 @@ def parameters(config: JAIRConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def saved_bytes(
-    config: JAIRConfig,
-    text_length: int | None = None,
-    target_length: int = 16,
-    *,
-    backend: str | None = None,
-    device: str = "cpu",
-) -> int:
-    """Bytes that a training step under bfloat16 autocast keeps for its backward, of one sample.
-
-    What a batch of 2 keeps minus what a batch of 1 keeps, so that copies of the weights cancel; storages are
-    counted once, parameters and inputs not at all. Nothing is computed or allocated.
-
-    Args:
-        config: the model. text_length, target_length: as in `macs`.
-        backend: of the operations of `jair_kernels`; None = the device's own where they have one.
-        device: "cpu" or "cuda".
-    """
-    text_length = _lengths(config, text_length, target_length)
-    one, two = (_saved(config, batch, text_length, target_length, backend, device) for batch in (1, 2))
-    return two - one
-
-
-def _saved(
-    config: JAIRConfig, batch: int, text_length: int, target_length: int, backend: str | None, device: str
-) -> int:
-    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()  # what the graph has dropped again does not count
-
-    def keep(tensor: torch.Tensor) -> _Kept:
-        holder = _Kept(tensor)
-        kept.add(holder)
-        return holder
-
-    with torch.device("meta"):
-        model = JAIR(with_settings(config))
-    chosen = nullcontext() if backend is None else use_backend(backend)
-    with FakeTensorMode(allow_non_fake_inputs=True), chosen:
-        model = model.to_empty(device=device)
-        with torch.device(device):
-            inputs = _inputs(config, batch, text_length, target_length)
-        given = [*model.parameters(), *model.buffers(), *inputs.values()]
-        own = {tensor.untyped_storage()._cdata for tensor in given}
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda holder: holder.tensor)
-        with torch.autocast(device, torch.bfloat16), hooks:
-            _loss = model(**inputs).loss
-        storages = {s._cdata: s.nbytes() for s in (holder.tensor.untyped_storage() for holder in kept)}
-        return sum(size for key, size in storages.items() if key not in own)
-
-
-class _Kept:
-    """A saved tensor, as long as the graph holds it."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor
-
-
-def _inputs(config: JAIRConfig, batch: int, text_length: int, target_length: int) -> dict[str, torch.Tensor]:
+def inputs(config: JAIRConfig, batch: int, text_length: int, target_length: int) -> dict[str, torch.Tensor]:
+    """Arguments of a model's forward pass with labels, without values."""
     return {
         "pixel_values": torch.empty(batch, 3, config.image_size, config.image_size),
         "input_ids": torch.ones(batch, text_length, dtype=torch.long),
@@ -248,7 +190,8 @@ def _inputs(config: JAIRConfig, batch: int, text_length: int, target_length: int
     }
 
 
-def _lengths(config: JAIRConfig, text_length: int | None, target_length: int) -> int:
+def lengths(config: JAIRConfig, text_length: int | None, target_length: int) -> int:
+    """The text's length, max_text_length for None; errors as in `macs`."""
     text_length = config.max_text_length if text_length is None else text_length
     whole_numbers(text_length=text_length, target_length=target_length)
     for name, length in (("text", text_length), ("target", target_length)):
@@ -256,15 +199,3 @@ def _lengths(config: JAIRConfig, text_length: int | None, target_length: int) ->
         if length > most:
             raise ValueError(f"{name}_length: expected at most max_{name}_length = {most}, got {length}")
     return text_length
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "ours": {},
-    "concat": {"fusion": "concat"},
-    "cross_attention": {"fusion": "cross_attention"},
-    "perceiver": {"fusion": "perceiver"},
-    "cotokenization": {"fusion": "cotokenization"},
-    "ours, spatial": {"resampler": "spatial"},
-    "ours, tokenlearner": {"resampler": "tokenlearner"},
-    "ours, stream text": {"stream": "text"},
-}

@@ -21,19 +21,22 @@ KeysValues = tuple[Tensor, Tensor]
 class DecodingState:
     """Keys and values of the fused tokens and of the words so far, [B,h,N,d] each, layer by layer.
 
-    Room for all words is there from the start, so that shapes stay the same from step to step; what is not
-    yet written lies outside `seen`, the kv_range [1,1,2] of the next word.
+    Room for all words is there from the start, so that shapes and addresses stay the same from step to step;
+    what is not yet written lies outside `seen`, the kv_range [1,1,2] of the next word, which goes to
+    `position` [1].
     """
 
     fused: list[KeysValues]
     mask: Tensor | None
     words: list[KeysValues]
     seen: Tensor
-    length: int = 0
+    position: Tensor
 
     def reorder(self, rows: Tensor) -> None:
         """Continue with these rows of the batch's words; samples stay where they are."""
-        self.words = [(k.index_select(0, rows), v.index_select(0, rows)) for k, v in self.words]
+        for tensors in self.words:
+            for tensor in tensors:
+                tensor.copy_(tensor.index_select(0, rows))
 
 
 class DecoderLayer(nn.Module):
@@ -64,8 +67,8 @@ class DecoderLayer(nn.Module):
         """One more word, x [B,1,D], after those in layer `index` of the state, to which it is added."""
         q, k, v = self._heads(self.qkv(self.norm1(x)))
         keys, values = state.words[index]
-        keys[:, :, state.length : state.length + 1] = k
-        values[:, :, state.length : state.length + 1] = v
+        keys.index_copy_(2, state.position, k)
+        values.index_copy_(2, state.position, v)
         seen = state.seen.expand(x.shape[0], 1, 2)
         attended = fused_cross_attention(q, keys, values, kv_range=seen)
         return self._rest(x, attended, state.fused[index], state.mask)
@@ -123,15 +126,16 @@ class Decoder(nn.Module):
             (k.new_zeros(batch, heads, max_length, width), v.new_zeros(batch, heads, max_length, width))
             for k, v in fused
         ]
-        seen = torch.tensor([[[0, 1]]], device=tokens.device)
-        return DecodingState(fused, None if mask is None else repeat(mask), room, seen)
+        position = torch.zeros(1, dtype=torch.long, device=tokens.device)
+        seen = torch.stack([position, position + 1], dim=-1).unsqueeze(0)
+        return DecodingState(fused, None if mask is None else repeat(mask), room, seen, position)
 
     def step(self, embedded: Tensor, state: DecodingState) -> Tensor:
         """One word more: embedded [B,D] -> [B,D]."""
-        x = (embedded + self.positions[state.length]).unsqueeze(1)
+        x = (embedded + self.positions[state.position]).unsqueeze(1)
         for index, layer in enumerate(self.layers):
             x = layer.step(x, state, index)  # type: ignore[operator]
-        state.length += 1
-        state.seen = torch.stack([state.seen[..., 0], state.seen[..., 1] + 1], dim=-1)
+        state.position += 1
+        state.seen[..., 1] += 1
         y: Tensor = self.norm(x[:, 0])
         return y

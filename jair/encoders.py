@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from jair._parameters import reset_linears, truncated_normal
 from jair.config import JAIRConfig
@@ -125,6 +126,13 @@ class ImageEncoder(nn.Module):
         self.project = nn.Linear(width, config.dim)
         self.positions = truncated_normal(grid_side(settings, config.image_size) ** 2, config.dim)
         reset_linears(self.project)
+
+    def fold_batch_norms(self) -> None:
+        """Put every batch norm of a ResNet, as it is in evaluation, into the convolution before it."""
+        for block in [*self.backbone.modules()]:
+            if isinstance(getattr(block, "normalization", None), nn.BatchNorm2d):
+                block.convolution = fuse_conv_bn_eval(block.convolution, block.normalization)
+                block.normalization = nn.Identity()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixel_values [B,3,S,S] -> [B,N,D]."""

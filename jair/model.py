@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
 from jair._checks import whole_numbers
@@ -62,6 +63,7 @@ class JAIR(nn.Module):
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
+        self.folded = False
         self.image_encoder = ImageEncoder(config)
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.text_encoder: TextEncoder | T5TextEncoder
@@ -101,9 +103,10 @@ class JAIR(nn.Module):
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("decoder_input_ids: expected them or labels, got neither")
-            _check_words("labels", labels, self.config.max_target_length)
+            _check_words("labels", labels, self.config.max_target_length, self.config.vocab_size, IGNORED)
             decoder_input_ids = self.shift_right(labels)
-        _check_words("decoder_input_ids", decoder_input_ids, self.config.max_target_length)
+        longest, words = self.config.max_target_length, self.config.vocab_size
+        _check_words("decoder_input_ids", decoder_input_ids, longest, words)
         tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
         logits = self.lm_head(self.decoder(self.embedding(decoder_input_ids), tokens, mask))
         if labels is None:
@@ -113,6 +116,7 @@ class JAIR(nn.Module):
                 f"labels: expected shape {list(decoder_input_ids.shape)} like decoder_input_ids, "
                 f"got {list(labels.shape)}"
             )
+        _check_words("labels", labels, longest, words, IGNORED)
         total = F.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -122,7 +126,7 @@ class JAIR(nn.Module):
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The fused tokens [B,K,D] and their mask (None: none is padding). Arguments as in `forward`."""
-        _check_words("input_ids", input_ids, self.config.max_text_length)
+        _check_words("input_ids", input_ids, self.config.max_text_length, self.config.vocab_size)
         size = self.config.image_size
         check.main_input("pixel_values", pixel_values, "B 3 S S")
         if pixel_values.shape != (len(input_ids), 3, size, size):
@@ -206,8 +210,32 @@ class JAIR(nn.Module):
             return generation.beam_search(next_word, words, max_new_tokens, num_beams, length_penalty, *ends)
         return generation.extend(next_word, words, max_new_tokens, choose, *ends)
 
+    def for_inference(self) -> Self:
+        """This model in evaluation mode, its batch norms folded into the convolutions before them and its
+        convolutions channels-last; answers change by rounding only.
+
+        It can be trained or saved no more.
+        """
+        self.eval().requires_grad_(False)
+        self.image_encoder.fold_batch_norms()
+        self.image_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.folded = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As in nn.Module; refused after `for_inference`."""
+        if mode and self.folded:
+            raise ValueError("mode: expected False after for_inference(), got True")
+        return super().train(mode)
+
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, all that `from_pretrained` needs."""
+        """Write config.json and model.safetensors, all that `from_pretrained` needs.
+
+        Raises:
+            ValueError: the model is one after `for_inference`.
+        """
+        if self.folded:
+            raise ValueError("save_pretrained: expected a model before for_inference(), got one after it")
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
@@ -234,13 +262,20 @@ class JAIR(nn.Module):
         return model.eval()
 
 
-def _check_words(name: str, words: Tensor, longest: int) -> None:
+def _check_words(name: str, words: Tensor, longest: int, vocab_size: int, also: int = 0) -> None:
+    """Shape and dtype; on the CPU also that all are words or `also`: elsewhere, looking would wait."""
     if not isinstance(words, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
     if words.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected dtype int64 or int32, got {str(words.dtype)[6:]}")
     if words.ndim != 2 or not 1 <= words.shape[1] <= longest:
         raise ValueError(f"{name}: expected shape [B, 1 to {longest}], got {list(words.shape)}")
+    if torch.compiler.is_compiling() or words.device.type != "cpu" or is_fake(words):
+        return
+    wrong = words[((words < 0) | (words >= vocab_size)) & (words != also)]
+    if len(wrong):
+        wanted = f"0 to {vocab_size - 1}" + (f" or {also}" if also else "")
+        raise ValueError(f"{name}: expected words from {wanted}, got {int(wrong[0])}")
 
 
 def _check_state(state: dict[str, Tensor], expected: dict[str, Any]) -> None:

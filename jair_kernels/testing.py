@@ -8,7 +8,7 @@ floor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -80,17 +80,16 @@ def run_float64(sample: Sample, draw: int | None = None) -> dict[str, Tensor]:
     """The reference: the same rounded values in float64, LayerNorm fed with rows less their first element.
 
     LN(x - c) = LN(x), so this is the plain expression, but exact on constant rows, where 1/std = 1000
-    would make the rounding of a float64 mean visible. With a `draw` the hidden values and the
-    scores carry relative errors of size TINY and random sign.
-
-    The fusion ops are their own reference; a draw rounds every intermediate.
+    would make the rounding of a float64 mean visible. The fusion ops are their own reference. With a `draw`
+    every intermediate carries a relative error of size TINY and random sign.
     """
+    with nullcontext() if draw is None else rounded(draw):
+        return _float64(sample, draw)
+
+
+def _float64(sample: Sample, draw: int | None) -> dict[str, Tensor]:
     if sample.op in FUSION_OPS:
-        wide = sample.to(torch.float64)
-        if draw is None:
-            return run(wide, "reference")
-        with rounded(draw):
-            return run(wide, "reference")
+        return run(sample.to(torch.float64), "reference")
     leaves, keep = _clean(sample)
     scores = _scores(sample, leaves, draw)
     if sample.op == "fused_tokenfuser":
@@ -106,7 +105,7 @@ def run_float64(sample: Sample, draw: int | None = None) -> dict[str, Tensor]:
 
 def floors(sample: Sample, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """What every element is always allowed: a few spacings of the dtype times the size of what is summed,
-    and in the dtype that kernels accumulate in, what rounding the hidden values and the scores does to it.
+    and in the dtype that kernels accumulate in, what rounding every intermediate does to it.
 
     Gradients of parameters sum dS over the tokens, where terms of either sign cancel: db2 of a softmax to
     nothing. A softmax makes each term a difference besides, dS = p (dP - delta), delta = sum_n p dP, which is
@@ -186,28 +185,16 @@ def _clean(sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
 
 def _scores(sample: Sample, leaves: dict[str, Tensor], draw: int | None = None) -> Tensor:
     if "scores" in leaves:
-        return _rounded(leaves["scores"], draw)
-    x, w2 = leaves["x"], leaves["w2"]
-    identity = torch.eye(w2.shape[1], dtype=w2.dtype)
-    parameters = (
-        leaves["w1"],
-        leaves.get("b1"),
-        identity,
-        None,
-        leaves.get("norm_weight"),
-        leaves.get("norm_bias"),
+        given = leaves["scores"]
+        return given if draw is None else given * (1 + TINY * _signs(given, draw))
+    x = leaves["x"]
+    parameters = (leaves["w1"], leaves.get("b1"), leaves["w2"], leaves.get("b2"))
+    norm = (leaves.get("norm_weight"), leaves.get("norm_bias"))
+    eps, approximate = (
+        sample.options.get(name, other) for name, other in (("eps", 1e-6), ("approximate", "tanh"))
     )
-    hidden = score_mlp(
-        x - x[..., :1].detach(),
-        *parameters,
-        eps=float(sample.options.get("eps", 1e-6)),
-        approximate=str(sample.options.get("approximate", "tanh")),
-    )
-    return _rounded(torch.nn.functional.linear(_rounded(hidden, draw), w2, leaves.get("b2")), draw)
-
-
-def _rounded(t: Tensor, draw: int | None) -> Tensor:
-    return t if draw is None else t * (1 + TINY * _signs(t, draw))
+    x = x - x[..., :1].detach() if draw is None else x
+    return score_mlp(x, *parameters, *norm, float(eps), str(approximate))
 
 
 def faults(

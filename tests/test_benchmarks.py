@@ -16,9 +16,11 @@ import jair_kernels
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
-from benchmarks import compare, conftest, contestants, machine, measure, rows, shapes
+from benchmarks import compare, conftest, contestants, machine, measure, readme, rows, shapes
 from benchmarks.inputs import photo_tokens
+from benchmarks.model import ModelCase
 from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
+from jair import cost as jair_cost
 from jair_kernels.tokenlearner import cost as learner_cost
 
 
@@ -96,7 +98,7 @@ def test_saved_for_backward(op: str, backend: str, dtype: str, expected: int) ->
         reason = jair_kernels.why_not(op, backend, *arguments.values())
         if reason:
             pytest.skip(f"{op} {backend}: {reason}")
-    assert measure.saved_bytes(contestants.function(group, backend, "cpu"), arguments) == expected
+    assert measure.saved_bytes(problem.function(backend), arguments) == expected
 
 
 def test_saved_bytes_counts_a_storage_once() -> None:
@@ -142,10 +144,12 @@ def test_contestants_take_turns() -> None:
 
         return run
 
-    samples = measure.take_turns({"a": call("a"), "b": call("b")}, "cpu", budget=0.0)
+    samples = measure.take_turns({"a": call("a"), "b": call("b")}, "cpu", budget=0.1)
     rounds = len(samples["a"])
     assert len(samples["b"]) == rounds >= 11
     assert order[-2 * rounds :] == ["a", "b"] * rounds
+    slow = measure.take_turns({"a": call("a"), "b": call("b")}, "cpu", budget=0.0)
+    assert len(slow["a"]) == len(slow["b"]) == 5
 
 
 def test_disagreement_refuses_a_wrong_answer() -> None:
@@ -177,9 +181,24 @@ def test_cpu_rows_include_every_goal() -> None:
     held = {
         (group.op, str(group.case), group.dtype, group.direction)
         for group in groups
-        if not group.full and set(group.peers) >= set(shapes.PEERS)
+        if not group.full and set(group.peers) >= set(shapes.peers_of(group.op))
     }
-    assert held >= {(*key, direction) for key in shapes.TARGETS for direction in shapes.DIRECTIONS}
+    for key, goals in shapes.TARGETS.items():
+        aimed = {(*key, way) for way, goal in zip(shapes.DIRECTIONS, goals, strict=True) if goal}
+        assert held >= aimed
+
+
+def test_a_model_is_measured_with_its_parts_alike() -> None:
+    pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+    case = ModelCase(2, "tiny", image_size=64)
+    for op, direction in (("JAIR", "fwdbwd"), ("JAIR.generate", "fwd")):
+        group = Group(op, case, "fp32", direction, shapes.MODEL_PEERS)
+        problem = contestants.problem_of(group, "cpu", 0)
+        results = {name: problem.call(problem.function(name))(0) for name in ("eager", "sdpa", "cpu")}
+        for name in ("sdpa", "cpu"):
+            assert contestants.disagreement(group, results[name], results["eager"]) is None
+    assert len(results["cpu"][0]) == 2
+    assert contestants.counts(group)["flops"] == 4 * jair_cost.macs(case.config(), 64, 16).total
 
 
 def test_sweeps_reach_their_ends() -> None:
@@ -261,7 +280,7 @@ def test_report_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         _group(shapes.n_sweep_case(64, "cpu"), "bf16", "fwd", cpu=1e-3, eager=2e-3),
     )
     source = _write(tmp_path, document)
-    report.main([str(source), "--commit", "--results", str(tmp_path)])
+    report.main([str(source), "--commit", "--no-cost", "--results", str(tmp_path)])
     folder = tmp_path / "cpu-avx512"
     text = (folder / "README.md").read_text()
     assert text in capsys.readouterr().out
@@ -278,7 +297,7 @@ def test_report_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for plot in ("speedups.svg", "tokens_per_second.svg", "roofline.svg"):
         assert f"]({plot})" in text
         first = (folder / plot).read_bytes()
-        report.main([str(source), "--commit", "--results", str(tmp_path)])
+        report.main([str(source), "--commit", "--no-cost", "--results", str(tmp_path)])
         assert (folder / plot).read_bytes() == first
 
 
@@ -323,3 +342,10 @@ def test_compare_without_a_committed_run(tmp_path: Path, capsys: pytest.CaptureF
     source = _write(tmp_path, _document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))
     assert compare.main([str(source), "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing to compare with: no committed run of a cpu-avx512\n"
+
+
+def test_the_readme_shows_the_committed_numbers(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.README.read_text())
+    readme.update(copy)
+    assert copy.read_text() == readme.README.read_text()

@@ -21,21 +21,26 @@ def jair(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_cost_prints_the_counts() -> None:
-    result = jair("cost", "--preset", "tiny", "--set", "num_latents=8", "--json")
+def test_cost_prints_and_writes_the_counts(tmp_path: Path) -> None:
+    options = ("--set", "num_latents=8", "--no-memory", "--json", "--out", tmp_path)
+    result = jair("cost", "--preset", "tiny", *options)
     assert result.returncode == 0, result.stderr
-    rows = {row["variant"]: row for row in json.loads(result.stdout)}
+    rows = {(row["table"], row["label"]): row for row in json.loads(result.stdout)}
     from jair import cost
 
     config = JAIRConfig.preset("tiny", num_latents=8, fusion="concat")
-    assert rows["concat"]["gmac"] * 1e9 == pytest.approx(cost.macs(config).total)
-    assert rows["concat"]["parameters"] == cost.parameters(config)
+    assert rows["Fusion", "concat"]["macs"] == cost.macs(config).total
+    assert rows["Fusion", "concat"]["parameters"] == cost.parameters(config)
+    assert rows["Fusion", "concat"]["paper"] is None
+    assert json.loads((tmp_path / "cost.json").read_text()) == list(rows.values())
+    assert "| concat |" in (tmp_path / "README.md").read_text()
+    assert "<svg" in (tmp_path / "cost.svg").read_text()
 
 
 def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     from PIL import Image
 
-    from jair.commands import load_image
+    from jair.data.images import read_image, to_pixels
 
     torch.manual_seed(0)
     model = JAIR(JAIRConfig.preset("tiny")).eval()
@@ -46,7 +51,7 @@ def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     tokenizer = transformers.ByT5Tokenizer()
     words = torch.tensor([tokenizer("What is it?").input_ids])
-    answer = model.generate(load_image(tmp_path / "photo.png", 64), words)
+    answer = model.generate(to_pixels(read_image(tmp_path / "photo.png"), 64).unsqueeze(0), words)
     assert result.stdout == tokenizer.decode(answer[0], skip_special_tokens=True) + "\n"
 
     described = jair("describe", tmp_path / "model")

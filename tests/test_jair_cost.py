@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
-from jair import JAIR, JAIRConfig
+from jair import JAIR, GatedFusion, JAIRConfig, LatentResampler, TransformerLayer
 from jair_kernels import use_backend
 
 pytest.importorskip("transformers", reason="the extra 'models' is not installed")
-from jair import cost
+from jair import cost, cost_report, cost_tables
+from jair.memory import batch_memory, memory
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost"
 # What our decisions cost, in GMAC of one sample: preset, changes, length of the text.
 TABLE = [
     (38.8, "base", {}, 64),
@@ -129,7 +133,7 @@ def test_parameters() -> None:
 def saved(fusion: str, image_size: int = 224, backend: str | None = "reference") -> float:
     """MiB of one sample of base."""
     config = JAIRConfig.preset("base", fusion=fusion, image_size=image_size)
-    return cost.saved_bytes(config, backend=backend) / 2**20
+    return memory(config, backend=backend).saved / 2**20
 
 
 def test_saved_activations_against_concatenation() -> None:
@@ -140,6 +144,17 @@ def test_saved_activations_against_concatenation() -> None:
 def test_saved_activations_of_fused_operations() -> None:
     assert saved("joint_adaptive", backend=None) < 130
     assert saved("concat", backend=None) < 0.75 * saved("concat")
+
+
+def test_no_copy_of_a_weight_of_the_fused_layers_is_kept() -> None:
+    config = JAIRConfig.preset("base")
+    of_a_sample, of_one = memory(config), batch_memory(config, 1)
+    with torch.device("meta"):
+        model = JAIR(config)
+    fused = (LatentResampler, GatedFusion, TransformerLayer)
+    inside = {p for module in model.modules() if isinstance(module, fused) for p in module.parameters()}
+    others = sum(p.numel() for p in model.parameters() if p not in inside)
+    assert of_one.saved - of_a_sample.saved <= 2 * others
 
 
 class Holder:
@@ -175,7 +190,7 @@ def test_saved_activations_are_those_of_a_real_step() -> None:
         kept.append(sum(size for address, size in sizes.items() if address not in own))
     # Tensors without memory have statistics of a bfloat16 LayerNorm in bfloat16, real ones in float32.
     want = kept[1] - kept[0]
-    assert abs(cost.saved_bytes(config, 9, 5, backend="reference") - want) < 0.001 * want
+    assert abs(memory(config, 9, 5, backend="reference").saved - want) < 0.001 * want
 
 
 @pytest.mark.parametrize(
@@ -189,3 +204,32 @@ def test_saved_activations_are_those_of_a_real_step() -> None:
 def test_wrong_lengths(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(JAIRConfig.preset("tiny"))
+
+
+def test_the_papers_figures_stand_beside_base_alone() -> None:
+    costs = cost_tables.count(with_memory=False)
+    by_label = {(row.table, row.label): row for row in costs}
+    assert by_label["Fusion", "concat"].paper == 58.4
+    assert by_label["Fusion", "concat"].difference == pytest.approx(60.7 / 58.4 - 1, abs=1e-3)
+    # What our decisions were made for: the published counts to 8 %, but two, of which see the limits.
+    far = {key: row.difference for key, row in by_label.items() if abs(row.difference or 0) > 0.085}
+    assert sorted(far) == [("Layers of the stack", "16"), ("Tokens of each modality", "32")]
+    assert all(row.paper is None for row in cost_tables.count("tiny", with_memory=False))
+
+
+def test_a_table_of_memory() -> None:
+    changes = {"max_text_length": 8, "num_layers": 1}
+    costs = cost_tables.count("tiny", changes)
+    assert not [row for row in costs if row.table == "Text length"]
+    row = next(row for row in costs if (row.table, row.label) == ("Iterations", "8"))
+    want = memory(JAIRConfig.preset("tiny", **changes, iterations=8))
+    assert (row.saved["fused"], row.peak["fused"]) == (want.saved, want.peak)
+    assert row.saved["fused"] < row.saved["plain"]
+    assert "| 8 | " in cost_report.render(costs)
+
+
+def test_the_committed_counts_are_todays() -> None:
+    committed = json.loads((RESULTS / "cost.json").read_text())
+    today = [row.to_dict() for row in cost_tables.count(with_memory=False)]
+    for old, new in zip(committed, today, strict=True):
+        assert {**old, "saved": {}, "peak": {}} == new

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 from test_jair_model import batch, small
 
-from jair import JAIR, generation
+from jair import JAIR, GraphedGenerate, generation
 
 pytest.importorskip("transformers", reason="the extra 'models' is not installed")
 EOS = 1
@@ -144,3 +145,37 @@ def test_sampling_repeats_with_its_generator() -> None:
     )
     assert torch.equal(first, second)
     assert first.shape != other.shape or not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("fusion", ["joint_adaptive", "concat"])
+def test_steps_of_a_recording_are_generate(fusion: str) -> None:
+    model = lively(fusion=fusion)
+    pixels, words, _ = batch(2)
+    answer = GraphedGenerate(model, batch_size=2, max_new_tokens=5)
+    for length in (6, 3):  # used again, with shorter texts
+        expected = model.generate(pixels, words[:, :length], max_new_tokens=5)
+        assert torch.equal(answer(pixels, words[:, :length]), expected)
+    model.config = dataclasses.replace(model.config, eos_token_id=int(expected[0, 2]))
+    expected = model.generate(pixels, words[:, :3], max_new_tokens=5)
+    assert torch.equal(answer(pixels, words[:, :3]), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m: GraphedGenerate(m, batch_size=0, max_new_tokens=8),
+            "batch_size: expected an int >= 1, got 0",
+        ),
+        (
+            lambda m: GraphedGenerate(m, text_length=99, max_new_tokens=8),
+            "text_length: expected at most max_text_length = ",
+        ),
+        (lambda m: GraphedGenerate(m, max_new_tokens=99), "max_new_tokens: expected at most max_target_l"),
+        (lambda m: GraphedGenerate(m.train()), "model: expected one in evaluation mode"),
+        (lambda m: GraphedGenerate(m, max_new_tokens=8)(*batch(2)), "input_ids: expected shape .1, 1 to 10."),
+    ],
+)
+def test_recordings_that_do_not_fit(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(small())

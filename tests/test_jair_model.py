@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,16 @@ SMALL = {
     "decoder_layers": 2,
     "max_text_length": 10,
     "max_target_length": 8,
+}
+
+TINY_VIT = {
+    "model_type": "vit",
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 16,
+    "image_size": 64,
 }
 
 
@@ -127,15 +138,13 @@ def test_image_tokens_are_the_grid_of_the_last_stage() -> None:
 
 
 def test_vit_image_encoder() -> None:
-    settings = {"model_type": "vit", "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings |= {"intermediate_size": 16, "patch_size": 16, "image_size": 64}
-    model = small(image_encoder_config=settings)
+    model = small(image_encoder_config=TINY_VIT)
     pixels, words, labels = batch(2)
     assert model.image_encoder(pixels).shape == (2, 16, 32)
     assert not any("pooler" in name for name, _ in model.named_parameters())
     model(pixels, words, labels=labels).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    larger = small(image_encoder_config=settings, image_size=96)
+    larger = small(image_encoder_config=TINY_VIT, image_size=96)
     assert larger.image_encoder(torch.zeros(1, 3, 96, 96, dtype=torch.float64)).shape == (1, 36, 32)
 
 
@@ -190,6 +199,9 @@ def test_autocast_is_close() -> None:
             "pixel_values: expected shape .* = .3, 3, 64, 64., got .2, 3",
         ),
         (lambda m, p, w, a: m(p[..., :32], w, labels=a), "pixel_values: expected shape"),
+        (lambda m, p, w, a: m(p, w + 400, labels=a), "input_ids: expected words from 0 to 39, got 4"),
+        (lambda m, p, w, a: m(p, w, labels=a - 99), "labels: expected words from 0 to 39 or -100, got -"),
+        (lambda m, p, w, a: m(p, w, None, a + 400, a), "decoder_input_ids: expected words from 0 to 39, got"),
         (
             lambda m, p, w, a: m(p, w.repeat(1, 2), labels=a),
             "input_ids: expected shape .B, 1 to 10., got .3, 12.",
@@ -268,3 +280,26 @@ def test_compiles_whole() -> None:
     pixels, words, labels = batch(2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_close(compiled(pixels, words, labels=labels).logits, model(pixels, words, labels=labels).logits)
+
+
+@pytest.mark.parametrize("encoder", ["resnet_tiny", "vit"])
+def test_for_inference_changes_only_rounding(encoder: str, tmp_path: Path) -> None:
+    changes = {} if encoder == "resnet_tiny" else {"image_encoder_config": TINY_VIT}
+    model = small(**changes).eval()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # as after some training
+            torch.nn.init.normal_(norm.running_mean, std=0.3)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+            torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    pixels, words, labels = batch()
+    before = model(pixels, words, labels=labels).logits
+    count = sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    after = model.for_inference()(pixels, words, labels=labels).logits
+    assert (count > 0) == (encoder == "resnet_tiny")
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert_close(after, before)
+    assert not after.requires_grad
+    with pytest.raises(ValueError, match="mode: expected False after for_inference"):
+        model.train()
+    with pytest.raises(ValueError, match="save_pretrained: expected a model before for_inference"):
+        model.save_pretrained(tmp_path)

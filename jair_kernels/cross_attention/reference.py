@@ -19,6 +19,12 @@ def allowed_keys(mask: Tensor | None, kv_range: Tensor | None, n: int) -> Tensor
     return allowed
 
 
+def attended_keys(mask: Tensor | None, kv_range: Tensor | None, n: int) -> Tensor | None:
+    """bool [B,N]: which keys any query attends; None = all."""
+    allowed = allowed_keys(mask, kv_range, n)
+    return mask if kv_range is None or allowed is None else allowed.any(dim=1)
+
+
 @in_autocast_dtype
 def cross_attention(
     q: Tensor,

@@ -6,6 +6,7 @@ import torch
 
 from jair_kernels import _checks as check
 from jair_kernels._backends import select
+from jair_kernels.cross_attention.reference import attended_keys
 from jair_kernels.gated_fusion.op import run
 from jair_kernels.gated_fusion.params import GatedFusionParams
 from jair_kernels.gated_fusion.reference import gated_fusion
@@ -44,9 +45,8 @@ def fused_gated_fusion(
         num_heads: heads of the queries; the head width d is rows of wq / num_heads, up to 256.
         form: "jair" (Eq. 3) or "flamingo"; norm_mlp belongs to "flamingo" alone.
         mask: bool [B,N], True = keep: padding of f. A masked token has no effect, not even a NaN in it.
-        kv_range: int32 or int64 [B,L,2]: token l of t attends f's tokens [start, end) alone. It is no
-            padding: a NaN in a token of f outside every range leaves y alone, but reaches the gradients of wk
-            and wv unless `mask` leaves the token out too.
+        kv_range: int32 or int64 [B,L,2]: token l of t attends f's tokens [start, end) alone; a token outside
+            every range has no effect, as if `mask` left it out.
         eps: added to the variance in all norms.
         approximate: "none" (erf) or "tanh", as in torch.nn.functional.gelu.
         backend: "reference", "cpu", "triton"; None = the fastest that fits.
@@ -87,6 +87,7 @@ def fused_gated_fusion(
             eps=eps,
             approximate=approximate,
         )
+    mask = attended_keys(mask, kv_range, n)
     return run(
         t, f, params, num_heads, form, mask, kv_range, eps, approximate == "tanh", autocast or t.dtype, chosen
     )

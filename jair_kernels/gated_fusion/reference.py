@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from jair_kernels._plain import heads, in_autocast_dtype, layer_norm, merge_heads, mlp, zero_masked
-from jair_kernels.cross_attention.reference import cross_attention
+from jair_kernels.cross_attention.reference import attended_keys, cross_attention
 from jair_kernels.gated_fusion.params import GatedFusionParams
 
 Tensor = torch.Tensor
@@ -36,6 +36,7 @@ def gated_fusion(
     """Attention of t to f and an MLP, each behind a tanh gate; see `fused_gated_fusion`."""
     p = params
     t_normed = _norm(t, p.norm_t_weight, p.norm_t_bias, eps)
+    mask = attended_keys(mask, kv_range, f.shape[1])  # the gradients of wk and wv sum over all of f
     f = _norm(zero_masked(f, mask), p.norm_f_weight, p.norm_f_bias, eps)
     kv_heads = p.wk.shape[0] * num_heads // p.wq.shape[0]
     q = heads(F.linear(t_normed, p.wq, p.bq), num_heads)

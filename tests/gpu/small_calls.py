@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import jair_kernels
-from jair_kernels.testing import Case, run
+from jair_kernels.testing import Case, FusionCase, run
 
 CASES = [
     Case("fused_token_pool", 2, 70, 40, 3, mask="some"),
@@ -18,6 +18,11 @@ CASES = [
     ),
     Case("fused_tokenlearner", 2, 33, 48, 5, mask="some"),
     Case("fused_tokenfuser", 2, 33, 48, 5),
+    FusionCase("fused_cross_attention", 2, 5, 70, 40, h=4, h_kv=2, mask="nan", ranges="wild"),
+    FusionCase("fused_latent_resample", 2, 5, 33, mask="some", options={"method": "projected"}),
+    FusionCase("fused_latent_resample", 2, 5, 33, mask="some", options={"method": "absorbed"}),
+    FusionCase("fused_gated_fusion", 2, 5, 9, mask="nan"),
+    FusionCase("fused_transformer_layer", 2, 33, 33, options={"causal": True}),
 ]
 
 

@@ -11,9 +11,12 @@ import torch
 from cases import far_apart
 
 import jair_kernels
+from jair import JAIR, GraphedGenerate, JAIRConfig
+from jair_kernels._fusion_samples import FUSION_OPS, arguments
 from jair_kernels.testing import (
     Case,
     Expectation,
+    FusionCase,
     Sample,
     faults,
     poisoned_empty,
@@ -24,8 +27,10 @@ from jair_kernels.testing import (
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is available")
 
-OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
-KERNELS = [(op, "triton") for op in OPS] + [("fused_token_pool", "cuda")]
+POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
+OPS = (*POOLING_OPS, *FUSION_OPS)
+POOLING = [(op, "triton") for op in POOLING_OPS] + [("fused_token_pool", "cuda")]
+KERNELS = POOLING + [(op, "triton") for op in FUSION_OPS]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUSY = 1 << 26  # GPU clock cycles that a stream is kept busy: some 30 ms
 
@@ -50,6 +55,40 @@ def special(op: str) -> list[Case]:
     return found
 
 
+ATTENTION, RESAMPLE, GATED, LAYER = FUSION_OPS
+FUSION_CASES = [
+    # Real models: queries to image tokens, JAIR's layers, Flamingo's, the Q-Former's, Idefics2's resampler.
+    *(FusionCase(ATTENTION, 2, l, n, 64, h=12) for l, n in ((64, 196), (64, 64), (32, 257), (128, 185))),
+    FusionCase(ATTENTION, 2, 64, 320, 64, h=8, ranges="media"),
+    FusionCase(ATTENTION, 1, 64, 4964, 96, h=16, h_kv=4, mask="row"),
+    *(FusionCase(ATTENTION, 2, 5, 33, d) for d in (1, 16, 40, 128, 256)),
+    *(FusionCase(ATTENTION, 2, l, n, 24) for l in (1, 17) for n in (1, 1025)),
+    *(FusionCase(ATTENTION, 2, 5, 130, 24, values=v) for v in ("shifted", "huge_score", "repeated")),
+    *(
+        FusionCase(ATTENTION, 3, 9, 70, 24, h=4, h_kv=2, mask="nan", ranges=r)
+        for r in (None, "media", "wild")
+    ),
+    *(FusionCase(ATTENTION, 2, 5, 20, 24, layout=layout) for layout in ("transposed", "sliced", "expanded")),
+    FusionCase(ATTENTION, 3, 5, 9, 24, mask="all"),
+    FusionCase(ATTENTION, 0, 5, 9, 24),
+    *(
+        FusionCase(RESAMPLE, 3, l, 196, 64, h=12, h_kv=h_kv, mask=mask, options={"method": method, **more})
+        for method in ("projected", "absorbed")
+        for l, h_kv, mask, more in ((16, None, "nan", {}), (64, 4, None, {"attend_latents": True}))
+    ),
+    *(FusionCase(RESAMPLE, 2, 7, 20, 16, h=3, kv_width=40, shared=shared) for shared in (True, False)),
+    *(
+        FusionCase(GATED, 2, 64, 64, 64, h=12, hidden=2048, gates=gates, options={"form": form})
+        for form, gates in (("jair", "scalar"), ("flamingo", "channels"))
+    ),
+    FusionCase(GATED, 3, 33, 9, 16, h=3, kv_width=40, mask="nan", ranges="wild"),
+    FusionCase(GATED, 2, 5, 9, gates="zero"),
+    FusionCase(LAYER, 2, 128, 128, 64, h=12, hidden=2048),
+    FusionCase(LAYER, 3, 66, 66, 16, h=3, mask="nan", options={"causal": True}),
+    FusionCase(LAYER, 2, 1, 1, 16, h=3, options={"approximate": "tanh"}),
+]
+
+
 def on_device(sample: Sample) -> Sample:
     """The same call on the GPU, strides and what lies between the elements included."""
 
@@ -65,8 +104,9 @@ def on_device(sample: Sample) -> Sample:
 
 
 @cache
-def _cases() -> dict[str, Case]:
-    return {f"{case.op}-{case.name}": case for op in OPS for case in shapes(op) + special(op)}
+def _cases() -> dict[str, Case | FusionCase]:
+    pooling = [case for op in POOLING_OPS for case in shapes(op) + special(op)]
+    return {f"{case.op}-{case.name}": case for case in (*pooling, *FUSION_CASES)}
 
 
 @lru_cache(maxsize=16)
@@ -82,7 +122,14 @@ def needs(op: str, backend: str, *inputs: object) -> None:
 
 
 def small(op: str, dtype: torch.dtype = torch.bfloat16, b: int = 3, n: int = 70) -> Sample:
+    if op in FUSION_OPS:
+        queries = n if op == "fused_transformer_layer" else 9
+        return on_device(FusionCase(op, b, queries, n, 32, h=3, mask="some").sample(dtype))
     return on_device(Case(op, b, n, 96, 8).sample(dtype))
+
+
+def floating(sample: Sample) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in sample.tensors.items() if t is not None and t.is_floating_point()}
 
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
@@ -91,6 +138,9 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 
 
 kernels = pytest.mark.parametrize(("op", "backend"), KERNELS, ids=lambda word: word.removeprefix("fused_"))
+pooling_kernels = pytest.mark.parametrize(
+    ("op", "backend"), POOLING, ids=lambda word: word.removeprefix("fused_")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -107,11 +157,12 @@ ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in 
 @pytest.mark.parametrize(("key", "backend"), ACCURACY)
 def test_accuracy(key: str, backend: str, dtype: torch.dtype) -> None:
     """Forward and every gradient within twice eager's error, held against float64."""
-    needs(_cases()[key].op, backend)
-    expectation(key, dtype).check(backend)
+    held = expectation(key, dtype)
+    needs(held.sample.op, backend, *held.sample.tensors.values())
+    held.check(backend)
 
 
-@kernels
+@pooling_kernels
 def test_one_token_has_no_score_gradient(op: str, backend: str) -> None:
     needs(op, backend)
     if op == "fused_tokenfuser":
@@ -122,7 +173,7 @@ def test_one_token_has_no_score_gradient(op: str, backend: str) -> None:
             assert not results[name].any(), name
 
 
-@kernels
+@pooling_kernels
 @pytest.mark.parametrize("axis", [0, 1], ids=["image", "token"])
 def test_more_than_two_to_the_31_elements(op: str, backend: str, axis: int) -> None:
     needs(op, backend)
@@ -165,10 +216,10 @@ def test_autocast(op: str, backend: str, dtype: torch.dtype) -> None:
 @kernels
 def test_compiled_code(op: str, backend: str) -> None:
     needs(op, backend)
-    function = getattr(jair_kernels, op)
+    function, options = getattr(jair_kernels, op), small(op).options
 
-    def step(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        y: torch.Tensor = function(**tensors, backend=backend)
+    def step(tensors: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        y: torch.Tensor = function(**arguments(op, tensors), **options, backend=backend)
         return y
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
@@ -176,8 +227,8 @@ def test_compiled_code(op: str, backend: str) -> None:
         sample = small(op, torch.float32, n=n)
         results = []
         for call in (step, compiled):
-            leaves = {name: t.detach().requires_grad_() for name, t in sample.tensors.items()}
-            y = call(leaves)
+            leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}
+            y = call({**sample.tensors, **leaves})
             grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
             results.append(dict(enumerate((y.detach(), *grads))))
         assert all(torch.equal(results[0][i], results[1][i]) for i in results[0])
@@ -197,14 +248,14 @@ def test_cuda_graph(op: str, backend: str) -> None:
     """Captured once, replayed on other values: what the op computes by itself."""
     needs(op, backend)
     sample, other = small(op), small(op)
-    for tensor in other.tensors.values():
+    for tensor in floating(other).values():
         tensor.mul_(0.5)
     expected = run(other, backend)
     _warmed_up(lambda: run(sample, backend))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = run(sample, backend)
-    for name, tensor in sample.tensors.items():
+    for name, tensor in floating(sample).items():
         tensor.copy_(other.tensors[name])
     for _ in range(2):
         for tensor in captured.values():
@@ -214,13 +265,28 @@ def test_cuda_graph(op: str, backend: str) -> None:
         assert_same(captured, expected)
 
 
+def test_recorded_answers() -> None:
+    """CUDA graphs of the model say what the model says, for other inputs and after its weights change."""
+    pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+    torch.manual_seed(0)
+    model = JAIR(JAIRConfig.preset("tiny")).to(DEVICE).eval()
+    answer = GraphedGenerate(model, text_length=12)
+    for length in (12, 5):
+        pixels = torch.randn(1, 3, 64, 64, device=DEVICE)
+        words = torch.randint(3, 300, (1, length), device=DEVICE)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        assert torch.equal(answer(pixels, words), model.generate(pixels, words))
+
+
 @kernels
 def test_side_stream(op: str, backend: str) -> None:
     """On a stream that is still busy making x, the op waits its turn: it is launched on that stream."""
     needs(op, backend)
     sample = small(op)
     expected = run(sample, backend)
-    x = sample.tensors["x"]
+    x = next(iter(floating(sample).values()))
     good = x.clone()
     x.fill_(torch.nan)
     torch.cuda.synchronize()
@@ -239,7 +305,7 @@ def test_second_device(op: str, backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     first = small(op)
-    moved = {name: t.to("cuda:1") for name, t in first.tensors.items()}
+    moved = {name: t if t is None else t.to("cuda:1") for name, t in first.tensors.items()}
     results = run(replace(first, tensors=moved, dy=first.dy.to("cuda:1")), backend)
     assert torch.cuda.current_device() == 0
     assert_same({name: t.to("cuda:0") for name, t in results.items()}, run(first, backend))

@@ -1,0 +1,182 @@
+"""The paper's cost tables, recounted: what is varied, as data, and what each model costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jair import cost
+from jair.config import JAIRConfig
+from jair.memory import Memory, memory
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model of a table: changes to the configuration, and the paper's figure, in units of 10^9, if any."""
+
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    paper: float | None = None
+    text_length: int | None = None
+    preset: str | None = None  # in place of the table's
+
+
+FUSIONS = {
+    "ours": {"fusion": "joint_adaptive"},
+    "concat": {"fusion": "concat"},
+    "cross_attention": {"fusion": "cross_attention"},
+    "perceiver": {"fusion": "perceiver"},
+    "cotokenization": {"fusion": "cotokenization"},
+}
+_PAPER = {"ours": 38.9, "concat": 58.4, "perceiver": 40.3, "cotokenization": 43.8}
+IMAGE_SIZES = (224, 384, 448)
+
+TABLES: dict[str, list[Row]] = {
+    "Fusion": [
+        *(Row(name, changes, _PAPER.get(name)) for name, changes in FUSIONS.items()),
+        Row("ours, stream text", {"stream": "text"}),
+    ],
+    "Iterations": [
+        Row(str(count), {"iterations": count}, figure)
+        for count, figure in ((1, 34.2), (2, 35.5), (4, 38.9), (8, 42.5))
+    ],
+    "Tokens of each modality": [
+        Row(str(count), {"num_latents": count}, figure)
+        for count, figure in ((16, 18.5), (32, 28.4), (64, 38.9), (128, 72.9))
+    ],
+    "Layers of the stack": [
+        Row(str(count), {"num_layers": count}, figure)
+        for count, figure in ((8, 22.4), (16, 30.5), (32, 38.9))
+    ],
+    "Resampler of the image": [
+        Row("latent", {}, 38.9),
+        Row("spatial", {"resampler": "spatial"}, 42.5),
+        Row("tokenlearner", {"resampler": "tokenlearner"}),
+    ],
+    "Image size": [
+        Row(f"{name}, {size} px", {"image_size": size, **changes}, _PAPER.get(name) if size == 224 else None)
+        for size in IMAGE_SIZES
+        for name, changes in FUSIONS.items()
+    ],
+    "Text length": [
+        Row(f"{name}, {length} words", FUSIONS[name], text_length=length)
+        for length in (10, 32, 64)
+        for name in ("ours", "concat")
+    ],
+    "Model size": [
+        Row(f"{preset}, {name}", FUSIONS[name], _PAPER[name] if preset == "base" else None, preset=preset)
+        for preset in ("base", "large")
+        for name in ("ours", "concat")
+    ],
+}
+BACKENDS = {"fused": None, "plain": "reference"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs a sample.
+
+    macs: multiply-accumulates of a teacher-forced forward pass. saved, peak: bytes of a training step under
+    bfloat16 autocast, as `jair.memory.Memory` has them, on the "fused" and the "plain" backend; or nothing.
+    """
+
+    table: str
+    label: str
+    macs: int
+    parameters: int
+    paper: float | None
+    saved: dict[str, int]
+    peak: dict[str, int]
+
+    @property
+    def difference(self) -> float | None:
+        """From the paper's figure, as a fraction of it; one multiply-accumulate counts as one FLOP there."""
+        return None if self.paper is None else self.macs / (1e9 * self.paper) - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values by name, with 2 x macs as "flops"."""
+        return {**asdict(self), "flops": 2 * self.macs, "difference": self.difference}
+
+
+Model = tuple[JAIRConfig, int | None]  # and the length of its text
+
+
+def count(
+    preset: str = "base",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    text_length: int | None = None,
+    with_memory: bool = True,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda steps, total: steps,
+) -> list[Cost]:
+    """Every row of every table.
+
+    Args:
+        preset: the model that is varied. changes: to it, by field name. text_length: as in `jair.cost.macs`.
+        with_memory: also saved and peak bytes, which takes minutes, on as many processes as there are cores.
+        progress: wraps an iterable of a known length, to show how far it is.
+
+    The paper's figures stand beside the preset "base" without changes only.
+
+    Raises:
+        TypeError, ValueError: a preset, field or length that does not fit, by name.
+    """
+    given = dict(changes or {})
+    longest = JAIRConfig.preset(preset, **given).max_text_length
+    models = {
+        (table, row.label): (
+            JAIRConfig.preset(row.preset or preset, **{**given, **row.changes}),
+            row.text_length or text_length,
+        )
+        for table, rows in TABLES.items()
+        for row in rows
+        if (row.preset is None or preset == "base") and (row.text_length or 0) <= longest
+    }
+    distinct = list({_key(model): model for model in models.values()}.values())
+    tasks = [(model, backend) for model in distinct for backend in BACKENDS] if with_memory else []
+    needs = dict(zip(((_key(m), b) for m, b in tasks), progress(_memories(tasks), len(tasks)), strict=True))
+    operations = {_key(model): _operations(*model) for model in distinct}
+    published = preset == "base" and not given and text_length is None
+    found = []
+    for (table, label), model in models.items():
+        paper = next(row.paper for row in TABLES[table] if row.label == label)
+        sizes = {name: needs[_key(model), name] for name in BACKENDS if with_memory}
+        found.append(
+            Cost(
+                table,
+                label,
+                *operations[_key(model)],
+                paper if published else None,
+                {name: size.saved for name, size in sizes.items()},
+                {name: size.peak for name, size in sizes.items()},
+            )
+        )
+    return found
+
+
+def _key(model: Model) -> str:
+    config, text_length = model
+    return repr((config, text_length or config.max_text_length))
+
+
+def _operations(config: JAIRConfig, text_length: int | None) -> tuple[int, int]:
+    closed = config.text_encoder == "transformer"
+    macs = cost.macs(config, text_length).total if closed else cost.counted_macs(config, text_length)
+    return macs, cost.parameters(config)
+
+
+def _memories(tasks: list[tuple[Model, str]]) -> Iterable[Memory]:
+    if not tasks:
+        return
+    workers = min(len(tasks), len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_memory, tasks)
+
+
+def _memory(task: tuple[Model, str]) -> Memory:
+    (config, text_length), backend = task
+    return memory(config, text_length, backend=BACKENDS[backend])

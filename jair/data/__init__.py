@@ -1,0 +1,1 @@
+"""Data of training and evaluation: sources (a data set x a task), pictures, words, batches."""

@@ -1,0 +1,251 @@
+"""Sources: a data set x a task, named on the command line as KIND:PATH[,task=...][,weight=...]."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from jair.data.examples import Example
+from jair_kernels import _checks as check
+
+Record = TypeVar("Record")
+NAMES_KEPT = 20  # of skipped files, for each reason
+
+
+@dataclass
+class Skipped:
+    """What could not be read: how often for each reason, and the first names."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Over all reasons."""
+        return sum(self.counts.values())
+
+    def add(self, reason: str, name: str) -> None:
+        """One more; the same name counts once for a reason while it is among the first."""
+        names = self.names.setdefault(reason, [])
+        if name in names:
+            return
+        self.counts[reason] += 1
+        if len(names) < NAMES_KEPT:
+            names.append(name)
+
+
+class BadExample(ValueError):
+    """An example that cannot be used: reason and the name of its file or line."""
+
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.reason, self.name = reason, name
+
+
+class Source(Protocol):
+    """An endless, resumable stream of examples in a seeded order."""
+
+    name: str
+    metric: str  # "vqa", "exact", "label" or "caption": how `jair eval` scores it
+    size: int
+    skipped: Skipped
+
+    def next(self) -> Example:
+        """The next example; each epoch in another order, each rank its own share."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, in types that JSON has."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there."""
+
+    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+        """Every example once, in a fixed order, on every rank."""
+
+
+class RecordSource:
+    """A source over a list of records in memory, from which examples are made when they are asked for.
+
+    Args:
+        name, metric: as in `Source`. records: what `make` turns into examples.
+        make: (record, generator) -> Example; raises BadExample for what cannot be used. The generator is a
+            function of seed, epoch and record alone.
+        strict: raise for a bad example instead of skipping it.
+
+    Raises:
+        ValueError: there are no records.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        metric: str,
+        records: list[Record],
+        make: Callable[[Record, np.random.Generator], Example],
+        *,
+        seed: int,
+        strict: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        skipped: Skipped | None = None,
+    ) -> None:
+        if not records:
+            raise ValueError(f"{name}: expected at least one example, got none")
+        self.name, self.metric, self.size = name, metric, len(records)
+        self.skipped = Skipped() if skipped is None else skipped
+        self._records, self._make = records, make
+        self._seed, self._strict = seed, strict
+        self._rank, self._world_size = rank, world_size
+        self._epoch, self._position, self._order = 0, 0, None
+
+    _order: np.ndarray[Any, Any] | None
+
+    def next(self) -> Example:
+        """As in `Source`.
+
+        Raises:
+            ValueError: no example of a whole epoch can be used, or strict and this one cannot.
+        """
+        for _ in range(2 * len(self._records) + self._world_size):
+            index = self._next_index()
+            try:
+                return self._make(
+                    self._records[index], np.random.default_rng([self._seed, self._epoch, index])
+                )
+            except BadExample as bad:
+                self._skip(bad)
+        raise ValueError(f"{self.name}: expected examples that can be read, got none in a whole epoch")
+
+    def _next_index(self) -> int:
+        while True:
+            if self._order is None:
+                generator = np.random.default_rng([self._seed, self._epoch])
+                # The ranks' shares of an epoch are equal: the last ones take from the epoch's beginning.
+                share = math.ceil(len(self._records) / self._world_size)
+                order = generator.permutation(len(self._records))
+                self._order = np.resize(order, share * self._world_size)[self._rank :: self._world_size]
+            if self._position < len(self._order):
+                self._position += 1
+                return int(self._order[self._position - 1])
+            self._epoch, self._position, self._order = self._epoch + 1, 0, None
+
+    def _skip(self, bad: BadExample) -> None:
+        if self._strict:
+            raise ValueError(f"{self.name}: {bad}") from bad
+        self.skipped.add(bad.reason, bad.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in `Source`."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As in `Source`."""
+        self._epoch, self._position, self._order = int(state["epoch"]), int(state["position"]), None
+
+    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+        """As in `Source`; what cannot be used is skipped, or an error if strict."""
+        for index in range(len(self._records) if limit is None else min(limit, len(self._records))):
+            try:
+                yield self._make(self._records[index], np.random.default_rng([self._seed, index]))
+            except BadExample as bad:
+                self._skip(bad)
+
+
+# Module and function that open each kind, and the tasks it allows: the first is the default.
+CAPTION_TASKS = ("caption", "completion", "masked", "matching", "objects")
+SCENE_TASKS = ("questions", "query", "count", "compare", "relate", "verify", "logical")
+KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "scenes": ("jair.data.scenes.source", (*SCENE_TASKS, *CAPTION_TASKS)),
+    "vqav2": ("jair.data.questions", ("questions",)),
+    "gqa": ("jair.data.questions", ("questions",)),
+    "snli_ve": ("jair.data.questions", ("questions",)),
+    "coco_captions": ("jair.data.captions", CAPTION_TASKS),
+    "cc": ("jair.data.captions", CAPTION_TASKS),
+    "webdataset": ("jair.data.shards", CAPTION_TASKS),
+}
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source as the command line names it; weight multiplies its size for sampling by size."""
+
+    kind: str
+    path: str = ""
+    task: str | None = None
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> SourceSpec:
+        """From KIND:PATH[,task=...][,weight=...]; of "scenes" the PATH is empty.
+
+        Raises:
+            ValueError: an unknown kind, option or task, a missing path, or a weight that is not positive.
+        """
+        kind, _, rest = text.partition(":")
+        path, *options = rest.split(",")
+        if "," in kind:  # scenes,task=query
+            kind, *options = kind.split(",")
+        check.choice("source", kind, tuple(KINDS))
+        values: dict[str, str] = {}
+        for option in options:
+            key, equals, value = option.partition("=")
+            if key not in ("task", "weight") or not equals:
+                raise ValueError(
+                    f"source: expected options task=... or weight=..., got {option!r} in {text!r}"
+                )
+            values[key] = value
+        if (kind == "scenes") == bool(path):
+            wanted = "no path" if kind == "scenes" else "a path"
+            raise ValueError(f"source: expected {wanted} after {kind!r}, got {path!r}")
+        if "task" in values:
+            check.choice("task", values["task"], KINDS[kind][1])
+        try:
+            weight = float(values.get("weight", 1))
+        except ValueError:
+            raise ValueError(f"weight: expected a number, got {values['weight']!r}") from None
+        check.positive("weight", weight)
+        return cls(kind, path, values.get("task"), weight)
+
+    @property
+    def chosen_task(self) -> str:
+        """The task, or the kind's own."""
+        return self.task or KINDS[self.kind][1][0]
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return f"{self.kind}/{self.chosen_task}"
+
+
+def open_source(
+    spec: SourceSpec,
+    split: str,
+    *,
+    seed: int = 0,
+    strict: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    image_size: int = 64,
+) -> Source:
+    """The source that a spec names.
+
+    Args:
+        split: "train", "val" or "test", of scenes also "compositional". seed: of its order.
+        strict: raise for what cannot be read instead of skipping it. rank, world_size: share of a process.
+        image_size: of pictures that are drawn; others keep theirs.
+
+    Raises:
+        ValueError, OSError: the path, its files or the split do not fit.
+    """
+    opener = importlib.import_module(KINDS[spec.kind][0]).open_source
+    options = {"seed": seed, "strict": strict, "rank": rank, "world_size": world_size}
+    if spec.kind == "scenes":
+        options |= {"image_size": image_size}
+    source: Source = opener(spec, split, **options)
+    return source

@@ -37,10 +37,11 @@ def evaluate(
     from jair.evaluation import write_submission
 
     checkpoint = newest_checkpoint(checkpoint)
-    opened = open_source(SourceSpec.parse(source), split, strict=strict)
+    spec = SourceSpec.parse(source)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint)
+        opened = open_source(spec, split, strict=strict, image_size=model.config.image_size)
     total = opened.size if limit is None else min(limit, opened.size)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("answering", total=total)

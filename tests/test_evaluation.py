@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +235,25 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(right) >= 1
     written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
     assert written == [{"questionId": p.id, "prediction": p.text} for p in said["predictions"]]
+
+
+def test_the_command_on_scenes(tmp_path: Path) -> None:
+    """As a user runs it: of the same questions it gives the same scores, whatever the batch."""
+    torch.manual_seed(0)
+    JAIR(JAIRConfig.preset("tiny")).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", "from jair.cli import main; main()", "eval", str(tmp_path)]
+    options = ["--source", "scenes", "--split", "test", "--limit", "7", "--max-new-tokens", "3"]
+    printed = [
+        subprocess.run([*command, *options, "--batch-size", n], capture_output=True, text=True, check=True)
+        for n in ("7", "2")
+    ]
+    scores = [json.loads(result.stdout.splitlines()[-1]) for result in printed]
+    assert scores[0] == scores[1]
+    assert scores[0]["examples"] == 7
+    assert sum(group["examples"] for group in scores[0]["groups"].values()) == 7
+    bad = subprocess.run([*command, "--source", "scenes:x"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 1
+    assert bad.stderr.splitlines()[-1] == "jair: source: expected no path after 'scenes', got 'x'"
 
 
 def test_the_command_without_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

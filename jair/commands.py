@@ -16,18 +16,23 @@ from rich.table import Table
 from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
 from jair.config import JAIRConfig
+from jair.data import commands as data
 from jair.data.images import read_image, to_pixels
 from jair.data.tokenizers import load_tokenizer
 from jair.model import JAIR
+from jair.training import commands as training
+from jair.training.checkpoint import resolve
 
 app = typer.Typer(
-    help="The JAIR model and what it costs.",
+    help="The JAIR model: what it costs, its training, its answers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 app.command("eval")(commands_eval.evaluate)
 app.command()(commands_eval.report)
+app.command()(training.train)
+app.add_typer(data.app, name="data")
 err = Console(stderr=True)
 
 Preset = Annotated[str, typer.Option(help="tiny, base or large.")]
@@ -35,7 +40,8 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="A field of JAI
 TextLength = Annotated[int | None, typer.Option(help="Words of text; default: max_text_length.")]
 
 
-def _changes(changes: list[str] | None) -> dict[str, Any]:
+def parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    """--set key=value, values in JSON or as words."""
     values: dict[str, Any] = {}
     for change in changes or []:
         key, equals, value = change.partition("=")
@@ -49,7 +55,7 @@ def _changes(changes: list[str] | None) -> dict[str, Any]:
 
 
 def _config(preset: str, changes: list[str] | None) -> JAIRConfig:
-    return JAIRConfig.preset(preset, **_changes(changes))
+    return JAIRConfig.preset(preset, **parse_changes(changes))
 
 
 @app.command()
@@ -70,7 +76,7 @@ def cost(
 
     _config(preset, changes)  # its errors before the work
     found = cost_tables.count(
-        preset, _changes(changes), text_length=text_length, with_memory=memory, progress=progress
+        preset, parse_changes(changes), text_length=text_length, with_memory=memory, progress=progress
     )
     text = cost_report.render(found) if out is None else cost_report.write(found, out)
     typer.echo(json.dumps([row.to_dict() for row in found], indent=2) if as_json else text, nl=as_json)
@@ -86,7 +92,7 @@ def describe(
     if checkpoint is None:
         config = _config(preset, changes)
     else:
-        config = JAIRConfig.from_dict(json.loads((checkpoint / "config.json").read_text()))
+        config = JAIRConfig.from_dict(json.loads((resolve(checkpoint) / "config.json").read_text()))
     with torch.device("meta"):
         model = JAIR(config)
     macs = costs.macs(config)
@@ -110,6 +116,7 @@ def generate(
     num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 = greedy.")] = 1,
 ) -> None:
     """Answer a question about a photograph with a saved model."""
+    checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint).for_inference()

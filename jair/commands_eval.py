@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from rich.progress import Progress
 
 from jair.encoders import optional_import
 from jair.model import JAIR
+from jair.training.checkpoint import resolve
 
 
 def evaluate(
@@ -36,8 +36,8 @@ def evaluate(
     from jair.evaluation import evaluate as run
     from jair.evaluation import write_submission
 
-    checkpoint = newest_checkpoint(checkpoint)
     spec = SourceSpec.parse(source)
+    checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint)
@@ -60,27 +60,6 @@ def evaluate(
     if out is not None:
         write_submission(out, opened.metric, predictions)
     typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """The folder itself if it holds a model; of a training run the checkpoint with the largest step.
-
-    Checkpoints are folders directly below or in "checkpoints", their step the last number of their name.
-
-    Raises:
-        ValueError: neither.
-    """
-    if (folder / "config.json").exists():
-        return folder
-    found = {
-        int(numbers[-1]): config.parent
-        for pattern in ("*/config.json", "checkpoints/*/config.json")
-        for config in folder.glob(pattern)
-        if (numbers := re.findall(r"\d+", config.parent.name))
-    }
-    if not found:
-        raise ValueError(f"{folder}: expected a saved model, or a run with checkpoints, got neither")
-    return found[max(found)]
 
 
 def report(
@@ -117,7 +96,7 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
     from jair.data.images import IMAGENET_MEAN, IMAGENET_STD, read_image, to_pixels
     from jair.data.tokenizers import load_tokenizer
 
-    checkpoint = newest_checkpoint(checkpoint)
+    checkpoint = resolve(checkpoint)
     model = JAIR.from_pretrained(checkpoint)
     pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
     maps = image_attention(model, pixels)[0]

@@ -209,21 +209,6 @@ def test_bad_options(arguments: tuple[str, ...], message: str) -> None:
         jair("report", *arguments)
 
 
-def test_the_newest_checkpoint(tmp_path: Path) -> None:
-    from jair.commands_eval import newest_checkpoint
-
-    for name in ("checkpoints/step-9", "checkpoints/step-10", "logs-99"):
-        (tmp_path / name).mkdir(parents=True)
-    for name in ("step-9", "step-10"):
-        (tmp_path / "checkpoints" / name / "config.json").write_text("{}")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step-10"
-    assert newest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-10"
-    assert newest_checkpoint(tmp_path / "checkpoints" / "step-9") == tmp_path / "checkpoints" / "step-9"
-    message = f"{tmp_path / 'logs-99'}: expected a saved model, or a run with checkpoints, got neither"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        newest_checkpoint(tmp_path / "logs-99")
-
-
 def test_models_without_maps(tmp_path: Path, picture: Path) -> None:
     JAIR(JAIRConfig.preset("tiny", fusion="concat")).save_pretrained(tmp_path / "model")
     message = "fusion: expected 'joint_adaptive' to have maps, got 'concat'"

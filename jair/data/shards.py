@@ -1,0 +1,177 @@
+"""Webdataset shards as img2dataset writes them: 00000.tar, .. with KEY.jpg, KEY.txt, KEY.json.
+
+A rank reads every world_size-th shard, in an order that changes from epoch to epoch. Members are read in
+memory; their names are never used as paths.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from jair.data.captions import captioned
+from jair.data.examples import Example
+from jair.data.images import decode_image
+from jair.data.sources import BadExample, Skipped, SourceSpec
+from jair.encoders import optional_import
+
+POOL = 64  # captions met last, from which false ones are taken
+
+
+class ShardSource:
+    """A stream over shards; the state is epoch, shard and position in it.
+
+    Args:
+        name, task: as in `Source`. paths: the shards. seed, rank, world_size, strict: as in `open_source`.
+        size: of the data set; None = 10,000 a shard, which is img2dataset's default.
+
+    Raises:
+        ValueError: there are fewer shards than ranks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        task: str,
+        paths: list[Path],
+        *,
+        seed: int = 0,
+        strict: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        size: int | None = None,
+    ) -> None:
+        if len(paths) < world_size:
+            raise ValueError(
+                f"{name}: expected at least {world_size} shards, one a process, got {len(paths)}"
+            )
+        self.name, self.task = name, task
+        self.metric = "caption" if task in ("caption", "completion") else "exact"
+        self.size = size or 10_000 * len(paths)
+        self.skipped = Skipped()
+        self._paths, self._seed, self._strict = paths, seed, strict
+        self._rank, self._world_size = rank, world_size
+        self._epoch = self._shard = self._position = 0
+        self._open: Iterator[dict[str, Any]] | None = None
+        self._pool: list[str] = []
+
+    def next(self) -> Example:
+        """As in `Source`.
+
+        Raises:
+            ValueError: two epochs have no example that can be read, or strict and this one cannot.
+        """
+        start = self._epoch
+        while self._epoch <= start + 2:
+            sample = self._next_sample()
+            if sample is None:
+                continue
+            try:
+                return self._make(sample, np.random.default_rng([self._seed, self._epoch, self._position]))
+            except BadExample as bad:
+                self._skip(bad)
+        raise ValueError(f"{self.name}: expected examples that can be read, got none in a whole epoch")
+
+    def _next_sample(self) -> dict[str, Any] | None:
+        """None at the end of a shard."""
+        order = Random(f"{self._seed}/{self._epoch}").sample(self._paths, len(self._paths))
+        mine = order[self._rank :: self._world_size]
+        if self._open is None:
+            self._open = self._samples(mine[self._shard])
+            for _ in range(self._position):
+                next(self._open, None)
+        sample = next(self._open, None)
+        if sample is not None:
+            self._position += 1
+            return sample
+        self._open, self._position, self._shard = None, 0, self._shard + 1
+        if self._shard == len(mine):
+            self._epoch, self._shard = self._epoch + 1, 0
+        return None
+
+    def _samples(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The members of a shard, grouped by key, as long as it can be read."""
+        readers = optional_import("webdataset.tariterators", "train")
+        try:
+            with path.open("rb") as stream:
+                files = readers.tar_file_iterator(stream)
+                yield from readers.group_by_keys({**file, "__url__": str(path)} for file in files)
+        except (OSError, EOFError, ValueError, optional_import("tarfile").TarError) as error:
+            if self._strict:
+                raise ValueError(f"{self.name}: {path}: {error}") from error
+            self.skipped.add("broken shard", str(path))
+
+    def _make(self, sample: dict[str, Any], generator: np.random.Generator) -> Example:
+        name = f"{sample['__url__']}/{sample['__key__']}"
+        data = next((sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in sample), None)
+        if data is None:
+            raise BadExample("missing image", name)
+        caption = _caption(sample, name)
+        image = decode_image(data, name)
+        rng = Random(int(generator.integers(2**62)))
+        example = captioned(self.task, image, (caption,), self._pool, str(sample["__key__"]), rng)
+        self._pool = [*self._pool[-POOL + 1 :], caption]
+        return example
+
+    def _skip(self, bad: BadExample) -> None:
+        if self._strict:
+            raise ValueError(f"{self.name}: {bad}") from bad
+        self.skipped.add(bad.reason, bad.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in `Source`."""
+        place = {"epoch": self._epoch, "shard": self._shard, "position": self._position}
+        return {**place, "pool": list(self._pool)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As in `Source`; what is before the position in its shard is read again."""
+        self._epoch, self._shard, self._position = (int(state[k]) for k in ("epoch", "shard", "position"))
+        self._pool, self._open = list(state["pool"]), None
+
+    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+        """As in `Source`, shard by shard."""
+        count, self._pool = 0, []
+        for path in self._paths:
+            for number, sample in enumerate(self._samples(path)):
+                if limit is not None and count >= limit:
+                    return
+                try:
+                    yield self._make(sample, np.random.default_rng([self._seed, number]))
+                except BadExample as bad:
+                    self._skip(bad)
+                    continue
+                count += 1
+
+
+def _caption(sample: dict[str, Any], name: str) -> str:
+    try:
+        if "txt" in sample:
+            text = sample["txt"].decode("utf-8")
+        else:
+            text = str(json.loads(sample["json"])["caption"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadExample("missing caption", name) from error
+    if not text.strip():
+        raise BadExample("empty caption", name)
+    return " ".join(text.split())
+
+
+def open_source(spec: SourceSpec, split: str, **shares: Any) -> ShardSource:
+    """As in `jair.data.sources.open_source`: PATH is a pattern of shards, or a folder of *.tar, which may
+    have a folder for each split.
+    """
+    folder = Path(spec.path)
+    if folder.is_dir():
+        folder = folder / split if (folder / split).is_dir() else folder
+        paths = sorted(folder.glob("*.tar"))
+    else:
+        paths = [Path(path) for path in sorted(glob.glob(spec.path))]
+    if not paths:
+        raise ValueError(f"{spec.name}: expected shards (*.tar) at {spec.path}, got none")
+    return ShardSource(spec.name, spec.chosen_task, paths, **shares)

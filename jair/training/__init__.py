@@ -1,0 +1,1 @@
+"""Training: a plan, batches from sampled sources, the loop, checkpoints that resume bit for bit, logs."""

@@ -1,0 +1,122 @@
+"""Checkpoints: written beside their place and moved there whole, with a list of what they hold.
+
+A folder OUT/checkpoint-NNNNNNNN has a model as `JAIR.save_pretrained` writes it, its tokenizer, the weights
+in training and the optimizer's state (training.safetensors), all else (state.json), and, written last, sizes
+and digests of the other files (complete.json): without that, or if it does not agree, it is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jair.encoders import optional_import
+
+Tensor = torch.Tensor
+PREFIX, MARK = "checkpoint-", "complete.json"
+
+
+def write(
+    out: Path,
+    step: int,
+    save_model: Callable[[Path], None],
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Add a checkpoint and remove the oldest but `keep`.
+
+    Raises:
+        OSError: it could not be written, and nothing of it is left.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    place = out / f"{PREFIX}{step:08d}"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=out))
+    try:
+        temporary.chmod(0o755)
+        save_model(temporary)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        optional_import("safetensors.torch").save_file(tensors, temporary / "training.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
+        found = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
+        (temporary / MARK).write_text(json.dumps(found, indent=1))
+        for file in _files(temporary):
+            _flush(file)
+        if place.exists():
+            shutil.rmtree(place)
+        temporary.rename(place)
+        _flush(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _folders(out)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def newest(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None."""
+    return next((folder for folder in _folders(out) if is_whole(folder)), None)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file is there as it was written."""
+    try:
+        listed = json.loads((folder / MARK).read_text())
+        return bool(listed) and all(_digest(folder / name) == listed[name] for name in listed)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def resolve(folder: Path) -> Path:
+    """A saved model's folder, or that of the newest checkpoint of a run.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    found = newest(folder)
+    if found is None:
+        raise ValueError(f"{folder}: expected a saved model or a run with a whole checkpoint, got neither")
+    return found
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint."""
+    tensors = optional_import("safetensors.torch").load_file(folder / "training.safetensors")
+    return {name: value.clone() for name, value in tensors.items()}, json.loads(
+        (folder / "state.json").read_text()
+    )
+
+
+def _folders(out: Path) -> list[Path]:
+    return sorted((path for path in out.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(file: Path) -> list[Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as data:
+        while block := data.read(1 << 22):
+            digest.update(block)
+    return [file.stat().st_size, digest.hexdigest()]
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

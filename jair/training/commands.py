@@ -1,0 +1,146 @@
+"""jair train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jair.config import JAIRConfig
+from jair.data.sources import Source, SourceSpec, open_source
+from jair.data.tokenizers import bytes_tokenizer, train_tokenizer
+from jair.encoders import optional_import
+from jair.training import checkpoint
+from jair.training.parallel import Workers
+from jair.training.plan import TrainPlan, read_settings
+
+TOKENIZER_EXAMPLES = 20_000  # of each source, from which the tokenizer "data" is made
+
+
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for checkpoints and logs.")],
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with settings; options here go before it.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="tiny, base or large; default: tiny.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="KIND:PATH[,task=...][,weight=...]; repeatable.")
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="KIND:PATH, whose split val is measured.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples of a step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps until it is reached.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and sampling.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Rule of AdaptiveSampler.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Parts in which a batch is computed.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of averaged weights; 0 = none.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="bytes, data, or a folder.")] = None,
+    bf16: Annotated[bool | None, typer.Option(help="bfloat16 autocast.")] = None,
+    compile: Annotated[bool | None, typer.Option(help="torch.compile.")] = None,
+    augment: Annotated[bool | None, typer.Option(help="Random crops and flips.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="ddp or fsdp, of several processes.")] = None,
+    strict: Annotated[bool | None, typer.Option(help="Fail on an example that cannot be read.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Checkpoints that are kept.")] = None,
+    val_every: Annotated[int | None, typer.Option(help="Steps.")] = None,
+    val_examples: Annotated[int | None, typer.Option(help="Examples of a validation.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest whole checkpoint.")] = False,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of JAIRConfig, as key=value.")
+    ] = None,
+) -> None:
+    """Train a model; SIGINT or SIGTERM saves and stops it, --resume goes on bit for bit.
+
+    Several processes: torchrun --nproc-per-node N -m jair train ...
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    settings = read_settings(config) if config is not None else {}
+    settings |= {name: given[name] for name in _FIELDS if name in given}
+    if source:
+        settings["sources"] = source
+    workers = Workers.join()
+    try:
+        if not resume and workers.first and out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out}: expected an empty or new folder, or --resume, got one with files")
+        found = checkpoint.newest(out) if resume else None
+        workers.wait()  # or the first would already write
+        _run(out, settings, preset, changes, found, workers)
+    finally:
+        workers.leave()
+
+
+_FIELDS = tuple(
+    field.name for field in dataclasses.fields(TrainPlan) if field.name not in ("model", "sources")
+)
+
+
+def _run(
+    out: Path,
+    settings: dict[str, Any],
+    preset: str | None,
+    changes: list[str] | None,
+    found: Path | None,
+    workers: Workers,
+) -> None:
+    from jair.commands import parse_changes
+    from jair.training.loop import Stopped, Trainer
+
+    console = Console(stderr=True, quiet=not workers.first)
+    of_model = {**settings.pop("model", {}), **parse_changes(changes)}
+    preset = preset or settings.pop("preset", "tiny")
+    settings.pop("preset", None)
+    sources = settings.pop("sources", [])
+    specs = [SourceSpec.parse(text) for text in sources]
+    shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
+    shares |= {"rank": workers.rank, "world_size": workers.count}
+    image_size = JAIRConfig.preset(preset, **of_model).image_size
+    opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in specs]
+    val = settings.get("val")
+    held = None if val is None else open_source(SourceSpec.parse(val), "val", image_size=image_size)
+    chosen = settings.get("tokenizer", "bytes")
+    words = _tokenizer(chosen, opened, found)
+    of_model = {"vocab_size": len(words), **of_model}
+    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
+    model = JAIRConfig.preset(preset, **{**special, **of_model})
+    if model.vocab_size < len(words):
+        raise ValueError(
+            f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
+        )
+    plan = TrainPlan(model=model, sources=tuple(sources), **settings)
+    console.print_json(json.dumps(plan.to_dict()))
+    trainer = Trainer(plan, out, opened, held, words, workers, console)
+    if found is not None:
+        trainer.resume(found)
+        console.print(f"going on from {found.name}")
+    try:
+        saved = trainer.train()
+    except Stopped as stopped:
+        console.print(str(stopped))
+        raise typer.Exit(stopped.code) from None
+    for source in opened:
+        for reason, count in source.skipped.counts.items():
+            names = ", ".join(source.skipped.names[reason][:3])
+            console.print(f"{source.name}: {count} skipped, {reason}: {names}")
+    if workers.first:
+        typer.echo(saved)
+
+
+def _tokenizer(chosen: str, sources: list[Source], found: Path | None) -> Any:
+    if chosen == "bytes":
+        return bytes_tokenizer()
+    if chosen == "data" and found is None:
+        texts = (
+            text
+            for source in sources
+            for example in islice(source.evaluation(TOKENIZER_EXAMPLES), TOKENIZER_EXAMPLES)
+            for text in (example.prompt, example.answer)
+        )
+        return train_tokenizer(texts)
+    folder = found if chosen == "data" else Path(chosen)
+    return optional_import("transformers").AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,307 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from jair.data.collate import IGNORED, Collator
+from jair.data.sources import Source
+from jair.model import JAIR
+from jair.sampler import AdaptiveSampler
+from jair.training import checkpoint
+from jair.training.batches import Batches
+from jair.training.logs import Logs
+from jair.training.parallel import Workers
+from jair.training.plan import TrainPlan
+from jair.training.state import load_tensors, part, tensors_of
+
+Tensor = torch.Tensor
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint; `code` is the exit status that says which."""
+
+    def __init__(self, name: str, code: int, step: int) -> None:
+        super().__init__(f"stopped by {name} after step {step}; --resume goes on from there")
+        self.code = code
+
+
+class Trainer:
+    """One process of a run.
+
+    Args:
+        plan: settings. out: folder of checkpoints and logs. sources, val: opened, this process's share.
+        tokenizer: of transformers. workers: this process among all. console: for progress.
+    """
+
+    def __init__(
+        self,
+        plan: TrainPlan,
+        out: Path,
+        sources: Sequence[Source],
+        val: Source | None,
+        tokenizer: Any,
+        workers: Workers,
+        console: Console,
+    ) -> None:
+        self.plan, self.out, self.sources, self.val = plan, out, sources, val
+        self.tokenizer, self.workers, self.console = tokenizer, workers, console
+        torch.manual_seed(plan.seed)
+        self.model = JAIR(plan.model).to(workers.device)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
+        )
+        self.called = workers.wrap(self.model, plan.strategy)
+        self.run = torch.compile(self.called) if plan.compile else self.called
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98)
+        )
+        sizes = [
+            max(1, round(source.size * weight))
+            for source, weight in zip(sources, self._weights(), strict=True)
+        ]
+        self.sampler = AdaptiveSampler(
+            sizes, plan.sampler, temperature=plan.temperature, epsilon=plan.epsilon, seed=plan.seed
+        )
+        config = plan.model
+        self.collate = Collator(
+            tokenizer, config.image_size, config.max_text_length, config.max_target_length, train=plan.augment
+        )
+        self.batches = Batches(
+            sources,
+            self.sampler,
+            self.collate,
+            plan.batch_size,
+            parts=plan.accumulate,
+            rank=workers.rank,
+            count=workers.count,
+            seed=plan.seed,
+        )
+        self.step = self.bad = self.bad_in_a_row = 0
+        self.signal = 0
+
+    def _weights(self) -> list[float]:
+        from jair.data.sources import SourceSpec
+
+        if len(self.plan.sources) != len(self.sources):
+            raise ValueError(
+                f"sources: expected {len(self.plan.sources)} as in the plan, got {len(self.sources)}"
+            )
+        return [SourceSpec.parse(text).weight for text in self.plan.sources]
+
+    def train(self) -> Path:
+        """Run to the last step; the last checkpoint.
+
+        Raises:
+            Stopped: by SIGINT or SIGTERM, after a checkpoint.
+            ValueError: plan.most_bad steps in a row without a finite loss.
+        """
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        logs = Logs(self.out, self.plan.steps, self.step, self.console) if self.workers.first else None
+        saved = checkpoint.newest(self.out) if self.step else None
+        try:
+            while self.step < self.plan.steps:
+                record = self._step()
+                if logs is not None:
+                    logs.add(record)
+                last = self.step == self.plan.steps
+                if self.val is not None and (last or self.step % self.plan.val_every == 0):
+                    measured = self._validate()
+                    if logs is not None:
+                        logs.add({"step": self.step, **measured})
+                if last or self.signal or self.step % self.plan.checkpoint_every == 0:
+                    saved = self._save()
+                if self.signal and not last:
+                    raise Stopped(signal.Signals(self.signal).name, 128 + self.signal, self.step)
+        finally:
+            self.batches.close()
+            if logs is not None:
+                logs.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert saved is not None
+        return saved
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+    def _step(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.step += 1
+        words = torch.tensor(float(sum((part["labels"] != IGNORED).sum() for part in batch.parts)))
+        total_words = float(self.workers.sum(words.to(self.workers.device)))
+        self.called.train()
+        each, loss = [], 0.0
+        for inputs in batch.parts:
+            words_loss, of_examples = self._losses(inputs)
+            share = words_loss / total_words
+            loss += float(share.detach())
+            (share * self.workers.count).backward()
+            each.append(of_examples)
+        sums = self._sums(batch.sources, torch.cat(each), loss)
+        loss, losses, counts = float(sums[0]), sums[2 : 2 + len(self.sources)], sums[2 + len(self.sources) :]
+        self.signal = self.signal or int(sums[1] / max(1, self.workers.count))
+        norm = self._apply(loss)
+        means = losses / counts.clamp(min=1)
+        probabilities = self.sampler.probabilities
+        self.sampler.update(means.numpy(), counts.numpy())
+        names = [source.name for source in self.sources]
+        finite = loss if torch.isfinite(torch.tensor(loss)) else None
+        return {
+            "step": self.step,
+            "loss": finite,
+            "lr": self.plan.lr_at(self.step),
+            "grad_norm": norm,
+            "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+            "losses": {
+                name: float(mean)
+                for name, mean, count in zip(names, means, counts, strict=True)
+                if count and torch.isfinite(mean)
+            },
+            "examples_per_second": self.plan.batch_size / (time.perf_counter() - start),
+        }
+
+    def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Sum over the words of a batch, and the mean of each example's."""
+        device = self.workers.device
+        inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.plan.bf16):
+            logits = self.run(**inputs, decoder_input_ids=self.model.shift_right(labels)).logits
+        losses = F.cross_entropy(
+            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        words = (labels != IGNORED).sum(1).clamp(min=1)
+        return losses.sum(), losses.detach().sum(1) / words
+
+    def _sums(self, sources: list[int], each: Tensor, loss: float) -> Tensor:
+        """Over all processes: the loss, the signal, each source's losses and how many; on the CPU."""
+        count = len(self.sources)
+        sums = torch.zeros(2 + 2 * count, dtype=torch.float64)
+        sums[0], sums[1] = loss, self.signal
+        index = torch.tensor(sources)
+        sums[2 : 2 + count].index_add_(0, index, each.double().cpu())
+        sums[2 + count :].index_add_(0, index, torch.ones(len(sources), dtype=torch.float64))
+        return self.workers.sum(sums.to(self.workers.device)).cpu()
+
+    def _apply(self, loss: float) -> float | None:
+        """An optimizer step, left out where the loss or the gradient is not finite; the gradient's norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self.called.parameters(), self.plan.clip or float("inf"))
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        fine = bool(torch.isfinite(norm)) and abs(loss) < float("inf")
+        if fine:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.plan.lr_at(self.step)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+        self.optimizer.zero_grad()
+        self.bad += not fine
+        self.bad_in_a_row = 0 if fine else self.bad_in_a_row + 1
+        if self.bad_in_a_row >= self.plan.most_bad:
+            raise ValueError(f"loss: expected finite ones, got {self.bad_in_a_row} steps in a row without")
+        return float(norm) if fine else None
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
+        generation says exactly. Of the weights in training, in evaluation mode.
+        """
+        assert self.val is not None
+        self.called.eval()
+        examples = list(self.val.evaluation(self.plan.val_examples))[self.workers.rank :: self.workers.count]
+        sums = torch.zeros(4, dtype=torch.float64)
+        size = max(1, self.plan.batch_size // self.workers.count)
+        steps = -(-self.plan.val_examples // (size * self.workers.count))
+        for i in range(steps):
+            chosen = (
+                examples[i * size : (i + 1) * size] or examples[:1]
+            )  # all processes take part in each call
+            inputs = {name: value.to(self.workers.device) for name, value in self.collate(chosen).items()}
+            labels = inputs.pop("labels")
+            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.bf16):
+                logits = self.called(
+                    **inputs, decoder_input_ids=self.model.shift_right(labels)
+                ).logits.float()
+            if i * size >= len(examples):
+                continue
+            losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+            right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
+            kept = (labels != IGNORED).sum()
+            sums += torch.tensor(
+                [float(losses), float(kept), float(right.sum()), len(chosen)], dtype=torch.float64
+            )
+        loss, words, right_ones, count = self.workers.sum(sums.to(self.workers.device)).tolist()
+        return {"val_loss": loss / words, "val_accuracy": right_ones / count}
+
+    def _save(self) -> Path | None:
+        state = {
+            "plan": self.plan.to_dict(),
+            "step": self.step,
+            "bad": [self.bad, self.bad_in_a_row],
+            "sampler": self.sampler.state_dict(),
+            "batches": self.workers.gather(self.batches.state_dict()),
+        }
+        tensors = tensors_of(self.called, self.optimizer, self.average)
+        saved = None
+        if self.workers.first:
+            weights = part(tensors, "weights." if self.average is None else "average.")
+            saved = checkpoint.write(
+                self.out,
+                self.step,
+                lambda folder: self._save_model(folder, weights),
+                tensors,
+                state,
+                self.plan.keep,
+            )
+        self.workers.wait()
+        return saved if saved is not None else checkpoint.newest(self.out)
+
+    def _save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        with torch.device("meta"):
+            model = JAIR(self.model.config)
+        model.load_state_dict({name: value.cpu() for name, value in weights.items()}, assign=True)
+        model.save_pretrained(folder)
+        if self.plan.tokenizer != "bytes":
+            self.tokenizer.save_pretrained(folder)
+
+    def resume(self, folder: Path) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: it is that of another plan, by field, or of another number of processes.
+        """
+        tensors, state = checkpoint.read(folder)
+        ours = self.plan.to_dict()
+        free = ("steps", "checkpoint_every", "keep", "val_every", "val_examples", "val")
+        changed = [name for name in ours if name not in free and ours[name] != state["plan"].get(name)]
+        if changed:
+            raise ValueError(f"--resume: expected the settings of {folder}, got another {', '.join(changed)}")
+        if len(state["batches"]) != self.workers.count:
+            count = len(state["batches"])
+            raise ValueError(f"--resume: expected {count} processes as in {folder}, got {self.workers.count}")
+        load_tensors(tensors, self.called, self.optimizer, self.average)
+        self.step = int(state["step"])
+        self.bad, self.bad_in_a_row = state["bad"]
+        self.sampler.load_state_dict(state["sampler"])
+        self.batches.load_state_dict(state["batches"][self.workers.rank])
+
+
+def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases, norms, gates and embeddings do not."""
+    decay: list[Tensor] = []
+    other: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (decay if parameter.ndim > 1 and "embedding" not in name else other).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]

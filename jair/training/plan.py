@@ -1,0 +1,120 @@
+"""What a training run does, checked before it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jair._checks import whole_numbers
+from jair.config import JAIRConfig
+from jair.data.sources import SourceSpec
+from jair_kernels import _checks as check
+
+STRATEGIES = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Settings of a run.
+
+    model: what is trained. sources, val: as `SourceSpec.parse` reads them. steps: optimizer steps.
+    batch_size: examples of a step over all processes. lr: the highest learning rate, reached after
+    warmup_steps and brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
+    accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
+    ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
+    tokenizer: "bytes", "data" (trained on the sources) or a folder. keep: checkpoints. most_bad: steps in a
+    row without a finite loss before giving up.
+    """
+
+    model: JAIRConfig
+    sources: tuple[str, ...]
+    val: str | None = None
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    accumulate: int = 1
+    ema: float = 0.0
+    seed: int = 0
+    sampler: str = "difficulty"
+    temperature: float = 1.0
+    epsilon: float = 0.05
+    tokenizer: str = "bytes"
+    bf16: bool = False
+    compile: bool = False
+    strategy: str = "ddp"
+    augment: bool = False
+    strict: bool = False
+    checkpoint_every: int = 500
+    keep: int = 2
+    val_every: int = 500
+    val_examples: int = 512
+    most_bad: int = 10
+
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError, "<field>: expected ..., got ..."."""
+        names = ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "val_every", "val_examples")
+        whole_numbers(**{name: getattr(self, name) for name in names}, most_bad=self.most_bad)
+        if not self.sources:
+            raise ValueError("sources: expected at least one, got none")
+        for text in (*self.sources, *([self.val] if self.val else [])):
+            SourceSpec.parse(text)
+        names_of = [SourceSpec.parse(text).name for text in self.sources]
+        if len(set(names_of)) < len(names_of):
+            raise ValueError(f"sources: expected different ones, got {', '.join(names_of)}")
+        check.positive("lr", self.lr)
+        for name in ("warmup_steps", "weight_decay", "clip", "ema"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+            if not 0 <= value < (1 if name == "ema" else math.inf):
+                raise ValueError(f"{name}: expected a number >= 0{' and < 1' * (name == 'ema')}, got {value}")
+        check.choice("strategy", self.strategy, STRATEGIES)
+        if self.strategy == "fsdp" and self.ema:
+            raise ValueError(f"ema: expected 0 with strategy 'fsdp', got {self.ema}")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of step 1, 2, ..: linear up to warmup_steps, then a cosine to 0 after the last."""
+        if step <= self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        share = (step - self.warmup_steps) / max(self.steps + 1 - self.warmup_steps, 1)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {**dataclasses.asdict(self), "sources": list(self.sources)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainPlan:
+        """From what `to_dict` gave."""
+        return cls(
+            **{**values, "model": JAIRConfig.from_dict(values["model"]), "sources": tuple(values["sources"])}
+        )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A configuration file in JSON: fields of TrainPlan, "model" with those of JAIRConfig, "preset".
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is no JSON object, or has unknown fields, by name.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    known = {field.name for field in dataclasses.fields(TrainPlan)} | {"preset"}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"{path}: expected fields among {', '.join(sorted(known))}, got {', '.join(unknown)}"
+        )
+    return values

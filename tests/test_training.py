@@ -1,0 +1,239 @@
+"""jair train: resumed runs equal unbroken ones bit for bit; processes, parts of batches, errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the extra 'train' is not installed")
+pytest.importorskip("typer", reason="the extra 'train' is not installed")
+pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
+pytest.importorskip("tensorboard", reason="the extra 'train' is not installed")
+from safetensors.torch import load_file
+from training_runs import SMALL, VIT, arguments, records, run, start
+
+from jair import JAIR, JAIRConfig
+from jair.training import checkpoint
+from jair.training.plan import TrainPlan
+
+STEPS = (
+    "--steps",
+    "8",
+    "--checkpoint-every",
+    "3",
+    "--val",
+    "scenes",
+    "--val-every",
+    "4",
+    "--val-examples",
+    "6",
+)
+ALL = ("--ema", "0.8", "--accumulate", "2", "--augment", "--sampler", "odm")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    printed = run(arguments(out, *STEPS, *ALL))
+    assert printed.strip() == str(out / "checkpoint-00000008")
+    return out
+
+
+def assert_equal(have: Path, want: Path) -> None:
+    one, other = checkpoint.newest(have), checkpoint.newest(want)
+    assert one is not None
+    assert other is not None
+    for file in ("training.safetensors", "model.safetensors"):
+        ours, theirs = load_file(one / file), load_file(other / file)
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert torch.equal(ours[name], value), name
+    assert json.loads((one / "state.json").read_text()) == json.loads((other / "state.json").read_text())
+    assert records(have) == records(want)
+
+
+def test_log_and_checkpoints(unbroken: Path) -> None:
+    found = records(unbroken)
+    steps = [record for record in found if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 9))
+    assert [record["step"] for record in found if "val_loss" in record] == [4, 8]
+    names = ["scenes/questions", "scenes/count", "scenes/caption"]
+    for record in steps:
+        assert list(record["probabilities"]) == names
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+        assert set(record["losses"]) <= set(names)
+    assert [path.name for path in sorted(unbroken.glob("checkpoint-*"))] == [
+        "checkpoint-00000006",
+        "checkpoint-00000008",
+    ]
+    saved = checkpoint.resolve(unbroken)
+    model = JAIR.from_pretrained(saved)
+    averaged = load_file(saved / "training.safetensors")
+    assert torch.equal(model.embedding.weight, averaged["average.embedding.weight"])
+    assert not torch.equal(model.embedding.weight, averaged["weights.embedding.weight"])
+    assert list((unbroken / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_stopped_run_goes_on_bit_for_bit(stop: signal.Signals, unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = arguments(out, *STEPS, *ALL)
+    process = start(words)
+    log = out / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count('"loss"') >= 4):
+        time.sleep(0.01)
+    process.send_signal(stop)
+    _, err = process.communicate(timeout=120)
+    done = len([record for record in records(out) if "loss" in record])
+    if stop == signal.SIGTERM and done < 8:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert f"stopped by SIGTERM after step {done}; --resume goes on from there" in err
+    run([*words, "--resume"])
+    assert_equal(out, unbroken)
+
+
+def test_a_damaged_checkpoint_is_passed_over(unbroken: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(arguments(out, *STEPS, *ALL))
+    newest = out / "checkpoint-00000008"
+    file = newest / "training.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert not checkpoint.is_whole(newest)
+    assert checkpoint.newest(out) == out / "checkpoint-00000006"
+    run([*arguments(out, *STEPS, *ALL), "--resume"])
+    assert_equal(out, unbroken)
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    def save(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    good = checkpoint.write(tmp_path, 1, lambda folder: None, {"w": torch.ones(2)}, {"step": 1}, keep=2)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write(tmp_path, 2, save, {"w": torch.zeros(2)}, {"step": 2}, keep=2)
+    assert list(tmp_path.iterdir()) == [good]
+    assert checkpoint.newest(tmp_path) == good
+    tensors, state = checkpoint.read(good)
+    assert state == {"step": 1}
+    assert torch.equal(tensors["w"], torch.ones(2))
+    (good / checkpoint.MARK).unlink()
+    assert checkpoint.newest(tmp_path) is None
+
+
+SHORT = ("--steps", "3", "--val", "scenes", "--val-every", "3", "--val-examples", "6")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, whole batches."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(arguments(out, *SHORT, image_encoder_config=VIT))
+    return out
+
+
+def assert_close(ours: dict[str, object], theirs: dict[str, object], rtol: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ("step", "loss", "grad_norm", "val_loss", "val_accuracy"):
+        if name in theirs:
+            assert ours[name] == pytest.approx(theirs[name], rel=rtol), name
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.resolve(out) / "model.safetensors")
+
+
+def test_parts_of_a_batch_add_up(alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(arguments(out, *SHORT, "--accumulate", "3", image_encoder_config=VIT))
+    for ours, theirs in zip(records(out), records(alone), strict=True):
+        assert_close(ours, theirs, 1e-5)
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(out)[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_are_one(strategy: str, alone: Path, tmp_path: Path) -> None:
+    """The same examples a step: processes take every second one of one source's stream."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = (*SHORT, "--source", "scenes", "--sampler", "uniform", "--strategy", strategy)
+    run(arguments(one, *options, image_encoder_config=VIT))
+    run(arguments(two, *options, image_encoder_config=VIT), processes=2)
+    for ours, theirs in zip(records(two), records(one), strict=True):
+        assert_close(ours, theirs, 1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-4)
+    run([*arguments(two, *options, image_encoder_config=VIT), "--resume", "--steps", "4"], processes=2)
+    assert [record["step"] for record in records(two) if "loss" in record] == [1, 2, 3, 4]
+
+
+def plan(**changes: object) -> TrainPlan:
+    return TrainPlan(**{"model": JAIRConfig.preset("tiny", **SMALL), "sources": ("scenes",), **changes})  # type: ignore[arg-type]
+
+
+def test_learning_rate() -> None:
+    made = plan(lr=2.0, warmup_steps=4, steps=12)
+    assert [made.lr_at(step) for step in (1, 2, 4)] == [0.5, 1.0, 2.0]
+    # Nine steps of the cosine: step 13 would be 0.
+    assert made.lr_at(8) == pytest.approx(1 + torch.cos(torch.tensor(torch.pi * 4 / 9)).item())
+    assert 0 < made.lr_at(12) < 0.1
+    assert plan(warmup_steps=0, lr=1.0, steps=4).lr_at(1) == pytest.approx(0.5 + 0.5 * 0.8090169943749475)
+
+
+def test_a_plan_survives_json() -> None:
+    made = plan(ema=0.9, val="scenes")
+    assert TrainPlan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps: expected an int >= 1, got 0"),
+        ({"sources": ()}, "sources: expected at least one, got none"),
+        (
+            {"sources": ("scenes", "scenes,task=questions")},
+            "sources: expected different ones, got scenes/questions",
+        ),
+        ({"sources": ("pictures",)}, "source: expected 'scenes' or .*, got 'pictures'"),
+        ({"lr": 0.0}, "lr: expected a finite number > 0, got 0"),
+        ({"ema": 1.0}, "ema: expected a number >= 0 and < 1, got 1"),
+        ({"ema": 0.5, "strategy": "fsdp"}, "ema: expected 0 with strategy 'fsdp', got 0.5"),
+        ({"clip": -1.0}, "clip: expected a number >= 0, got -1"),
+        ({"strategy": "best"}, "strategy: expected 'ddp' or 'fsdp', got 'best'"),
+    ],
+)
+def test_plans_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sampler", "best"), "jair: rule: expected 'difficulty' or"),
+        (("--config", "absent.json"), "jair: [Errno 2] No such file or directory: 'absent.json'"),
+        (("--source", "gqa:absent"), "jair: "),
+    ],
+)
+def test_errors_are_one_line(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    process = start(arguments(tmp_path / "run", "--steps", "1", *options))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith(message), err
+
+
+def test_an_occupied_folder_needs_resume(unbroken: Path) -> None:
+    process = start(arguments(unbroken, *STEPS, *ALL))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "expected an empty or new folder, or --resume, got one with files" in err
+    process = start([*arguments(unbroken, *STEPS, *ALL, "--lr", "0.5"), "--resume"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "expected the settings of" in err
+    assert "got another lr" in err

@@ -86,6 +86,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         batch_size=options.batch_size,
         lr=options.lr,
         sampler=options.sampler,
+        tokenizer=options.tokenizer,
         base={**BASE, **dict(_field(change) for change in options.changes)},
         options=tuple(options.train_option),
         test_examples=options.test_examples,
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=64)
     add("--lr", type=float, default=1e-3)
     add("--sampler", default="uniform")
+    add("--tokenizer", default="data", help="bytes, data or a folder")
     add("--source", action="append", default=[], help="as in jair train; repeatable; default: scenes")
     add("--val", default="scenes", help="what is scored, on the splits test and compositional")
     add("--test-examples", type=int, default=2000)

@@ -17,7 +17,7 @@ import torch
 
 from jair import JAIRConfig, cost
 from jair._files import write_text
-from jair.runs import LOG, read_run, smoothed
+from jair.runs import read_run, smoothed
 
 COMMAND = (sys.executable, "-c", "from jair.cli import main; main()")
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +33,7 @@ class Plan:
     batch_size: int
     lr: float
     sampler: str
+    tokenizer: str
     base: dict[str, Any]  # fields of JAIRConfig, on top of the preset "tiny"
     options: tuple[str, ...]  # further ones of jair train
     test_examples: int
@@ -95,10 +96,10 @@ def train_and_score(
     for source in plan.sources:
         arguments += ["--source", source]
     arguments += ["--steps", str(plan.steps), "--batch-size", str(plan.batch_size), "--lr", str(plan.lr)]
-    arguments += ["--sampler", plan.sampler, *plan.options]
+    arguments += ["--sampler", plan.sampler, "--tokenizer", plan.tokenizer, *plan.options]
     for key, value in {**plan.base, **changes}.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
-    if (work / LOG).exists():
+    if work.exists():
         arguments.append("--resume")
     call(arguments, threads)
     trained = time.monotonic()

@@ -16,13 +16,11 @@ from jair.training.checkpoint import resolve
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that save_pretrained wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A saved model, or a run of jair train.")],
     source: Annotated[str, typer.Option(help="KIND:PATH[,task=...], the data to answer.")],
     split: Annotated[str, typer.Option(help="Which part of the data: val, test, ...")] = "val",
     limit: Annotated[int | None, typer.Option(help="Answer the first examples only.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write the answers here, as the benchmark wants them.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the answers here, for the benchmark.")] = None,
     batch_size: Annotated[int, typer.Option(help="Examples at a time.")] = 64,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: what fits.")] = None,
     num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 = greedy.")] = 1,
@@ -38,11 +36,12 @@ def evaluate(
     from jair.evaluation import evaluate as run
     from jair.evaluation import write_submission
 
-    opened = open_source(SourceSpec.parse(source), split, strict=strict)
+    spec = SourceSpec.parse(source)
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint)
+        opened = open_source(spec, split, strict=strict, image_size=model.config.image_size)
     total = opened.size if limit is None else min(limit, opened.size)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("answering", total=total)
@@ -66,7 +65,9 @@ def evaluate(
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders that jair train wrote.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the page and its plots.")] = Path("report"),
-    attention: Annotated[Path | None, typer.Option(help="A saved model; draws what its tokens see.")] = None,
+    attention: Annotated[
+        Path | None, typer.Option(help="A model or a run; draws what its tokens see.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="The photograph for --attention.")] = None,
     prompt: Annotated[str | None, typer.Option(help="A question to be answered above the sheet.")] = None,
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import pytest
 pytest.importorskip("matplotlib", reason="the extra 'train' is not installed")
 pytest.importorskip("transformers", reason="the extra 'models' is not installed")
 
-from experiments import accuracy, accuracy_table
+from typer.testing import CliRunner
+
+from experiments import accuracy, accuracy_table, runs
 from experiments.variants import BASE, REFERENCE, VARIANTS, choose
-from jair import cost
+from jair import JAIRConfig, cost
+from jair.commands import app
 
 
 def result(variant: str, seed: int, right: float, gmac: float, **more: Any) -> dict[str, Any]:
@@ -83,8 +88,8 @@ def test_the_page_has_means_and_spreads(tmp_path: Path) -> None:
     ],
 )
 def test_the_aim(tmp_path: Path, ours: list[float], gmac: float, verdict: str) -> None:
-    runs = [result("ours", seed, right, gmac) for seed, right in enumerate(ours)]
-    write(tmp_path, [*runs, result("concat", 0, 0.7, 0.12)])
+    of_ours = [result("ours", seed, right, gmac) for seed, right in enumerate(ours)]
+    write(tmp_path, [*of_ours, result("concat", 0, 0.7, 0.12)])
     assert verdict in (tmp_path / "README.md").read_text()
 
 
@@ -124,3 +129,94 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ):
         accuracy_table.write(tmp_path)
     assert [variant.name for variant in choose(["none", "ours"])] == ["ours", "none"]
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs two variants of two steps each, with a stand-in for the command jair."""
+    monkeypatch.setattr(runs, "COMMAND", (sys.executable, str(Path(__file__).with_name("fake_jair.py"))))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "preset.json").write_text(json.dumps(JAIRConfig.preset("tiny").to_dict()))
+
+    def run(*more: str) -> int:
+        chosen = ("--only", "ours", "--only", "concat", "--seeds", "0", "--steps", "2", "--jobs", "2")
+        return accuracy.main(["--out", str(tmp_path), *chosen, *more])
+
+    return run
+
+
+def calls(folder: Path, run: str) -> list[list[str]]:
+    return [json.loads(line) for line in (folder / "work" / run / "calls.jsonl").read_text().splitlines()]
+
+
+def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
+    assert table() == 0
+    kept = json.loads((tmp_path / "runs" / "concat-seed0.json").read_text())
+    config = JAIRConfig.preset("tiny", **BASE, fusion="concat")
+    assert kept["config"] == config.to_dict()
+    assert kept["gmac"] == cost.macs(config).total / 1e9
+    assert kept["parameters"] == cost.parameters(config)
+    assert (kept["accuracy"], kept["compositional"], kept["seed"]) == (0.75, 0.5, 0)
+    assert kept["curve"] == {"step": [1, 2], "loss": [1, 0.5]}
+    assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
+    assert kept["settings"]["steps"] == 2
+    (words,) = calls(tmp_path, "concat-seed0")
+    assert words[words.index("--source") + 1] == "scenes"
+    assert words[words.index("--seed") + 1] == "0"
+    assert 'fusion="concat"' in words
+    assert "--resume" not in words
+    page = (tmp_path / "README.md").read_text()
+    assert [row[0] for row in rows(page) if row[-1] == "1"] == ["ours", "concat"]
+
+
+def test_a_table_that_was_cut_short_goes_on(
+    tmp_path: Path, table: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "work" / "die").touch()
+    assert table() == 1
+    assert "concat, seed 0: jair train: killed at step 2 (exit status 1)" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "work" / "die").unlink()
+    assert table() == 0
+    assert "2 runs, 2 to do" in capsys.readouterr().err
+    assert ["--resume" in words for words in calls(tmp_path, "ours-seed0")] == [False, True]
+    assert table() == 0  # nothing is left to do
+    assert "2 runs, 0 to do" in capsys.readouterr().err
+    assert len(calls(tmp_path, "ours-seed0")) == 2
+    assert table("--lr", "0.5") == 1  # finished runs are of another plan
+    path = tmp_path / "runs" / "ours-seed0.json"
+    assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.001" in capsys.readouterr().err
+
+
+def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of the real thing, in this process, and its report."""
+
+    def call(arguments: Sequence[str], threads: int) -> str:
+        outcome = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert outcome.exit_code == 0, outcome.output
+        return outcome.stdout
+
+    monkeypatch.setattr(runs, "call", call)
+    plan = runs.Plan(
+        sources=("scenes",),
+        val="scenes",
+        steps=2,
+        batch_size=2,
+        lr=1e-3,
+        sampler="uniform",
+        tokenizer="bytes",
+        base=BASE,
+        options=("--val-examples", "2"),
+        test_examples=3,
+    )
+    result = runs.train_and_score("concat", 0, {"fusion": "concat"}, plan, tmp_path / "work", 1, "cpu")
+    runs.save(result, tmp_path / "runs" / "concat-seed0.json")
+    accuracy_table.write(tmp_path)
+    kept = json.loads((tmp_path / "runs" / "concat-seed0.json").read_text())
+    assert kept["config"]["fusion"] == "concat"
+    assert 0 <= kept["accuracy"] <= 1
+    assert sum(group["examples"] for group in kept["groups"].values()) == 3
+    assert kept["curve"]["step"] == [1, 2]
+    assert 3 < kept["curve"]["loss"][0] < 12  # bytes drawn at random: log 384 = 5.95
+    assert kept["validations"][-1]["step"] == 2
+    assert rows((tmp_path / "README.md").read_text())[2][0] == "concat"

@@ -193,3 +193,64 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
 def test_bad_input(metric: str, examples: list[Example], options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(Parrot(), transformers.ByT5Tokenizer(), Listed(metric, examples, 3), **options)  # type: ignore[arg-type]
+
+
+def run_command(*arguments: str | Path) -> str:
+    """The standard output of `jair eval`; errors are raised."""
+    from typer.testing import CliRunner
+
+    from jair.commands import app
+
+    result = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jair.data import sources
+
+    torch.manual_seed(0)
+    model = JAIR(JAIRConfig.preset("tiny")).eval()
+    model.save_pretrained(tmp_path / "model")
+    examples = [example("what?", "x", id=str(n), group="g", shade=40 * n) for n in range(3)]
+    said = evaluate(model, transformers.ByT5Tokenizer(), Listed("exact", examples), max_new_tokens=4)  # type: ignore[arg-type]
+    examples[1] = example("what?", said["predictions"][1].text, id="1", group="g", shade=40)
+    options = ("--source", "test:x", "--split", "val", "--max-new-tokens", 4, "--out", tmp_path / "out.json")
+    monkeypatch.setattr(sources.SourceSpec, "parse", lambda text: text)
+    monkeypatch.setattr(sources, "open_source", lambda spec, split, **_: Listed("exact", examples, 2))
+    printed = run_command(tmp_path / "model", *map(str, options))
+    scores = json.loads(printed.splitlines()[-1])
+    right = [p.text == e.answer for p, e in zip(said["predictions"], examples, strict=True)]
+    assert scores == {
+        "checkpoint": str(tmp_path / "model"),
+        "split": "val",
+        "source": "test/exact",
+        "metric": "exact",
+        "examples": 3,
+        "skipped": 2,
+        "accuracy": sum(right) / 3,
+        "groups": {"g": {"accuracy": sum(right) / 3, "examples": 3}},
+    }
+    assert sum(right) >= 1
+    written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert written == [{"questionId": p.id, "prediction": p.text} for p in said["predictions"]]
+
+
+def test_the_command_on_scenes(tmp_path: Path) -> None:
+    """Of the same questions it gives the same scores, whatever the batch."""
+    torch.manual_seed(0)
+    JAIR(JAIRConfig.preset("tiny")).save_pretrained(tmp_path)
+    options = ("--source", "scenes", "--split", "test", "--limit", "7", "--max-new-tokens", "3")
+    printed = [run_command(tmp_path, *options, "--batch-size", n) for n in ("7", "2")]
+    scores = [json.loads(text.splitlines()[-1]) for text in printed]
+    assert scores[0] == scores[1]
+    assert scores[0]["examples"] == 7
+    assert sum(group["examples"] for group in scores[0]["groups"].values()) == 7
+    with pytest.raises(ValueError, match=r"^source: expected no path after 'scenes', got 'x'$"):
+        run_command(tmp_path, "--source", "scenes:x")
+
+
+def test_the_command_without_a_model(tmp_path: Path) -> None:
+    message = f"{tmp_path}: expected a saved model or a run with a whole checkpoint, got neither"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        run_command(tmp_path, "--source", "scenes")

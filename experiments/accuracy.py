@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments import accuracy_table
-from experiments.runs import Plan, RunFailed, finished, save, train_and_score
+from experiments.runs import Plan, RunFailed, call, finished, save, train_and_score
 from experiments.variants import BASE, Variant, choose
+from jair._files import write_text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(variants) * len(options.seeds)} runs, {len(todo)} to do", file=sys.stderr)
     failed = 0
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    guesses = options.out / accuracy_table.GUESSES
+    if not guesses.exists():
+        write_text(guesses, call(["data", "baselines", "--source", plan.val, "--split", "test"], threads))
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = {pool.submit(_run, options.out, *run, plan, threads, options.device): run for run in todo}
         try:

@@ -14,7 +14,7 @@ from experiments.variants import OURS, REFERENCE, TABLES, VARIANTS, Variant
 from jair import plots
 from jair._files import write_text
 
-PAGE, PLOT = "README.md", "accuracy.svg"
+PAGE, PLOT, GUESSES = "README.md", "accuracy.svg", "baselines.json"
 AIM = 0.65  # of the reference's operations, at no less than its accuracy
 Result = dict[str, Any]
 
@@ -55,14 +55,20 @@ def write(folder: Path) -> None:
     rows = load(folder)
     if not rows:
         raise ValueError(f"{folder}: expected at least one finished run, got none")
-    plots.save(lambda: plot(rows), folder / PLOT)
-    write_text(folder / PAGE, page(rows))
+    found = folder / GUESSES
+    guesses = json.loads(found.read_text()) if found.exists() else {}
+    plots.save(lambda: plot(rows, guesses.get("blind")), folder / PLOT)
+    write_text(folder / PAGE, page(rows, guesses))
 
 
-def page(rows: list[Row]) -> str:
+def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     """All tables, what was held equal, and what came out of the aim."""
     settings = rows[0].results[0]["settings"]
     lines = ["# Accuracy against operations", "", _setting(rows, settings), "", *_verdict(rows)]
+    if guesses:
+        blind, colours = (100 * guesses[key] for key in ("blind", "bag_of_image"))
+        told = f"{blind:.1f} % from the question alone, {colours:.1f} % with a histogram of colours"
+        lines += [f"Guessing gets {told}.", ""]
     lines += [f"![Accuracy against GMAC]({PLOT})", ""]
     reference = next((row.gmac for row in rows if row.variant.name == REFERENCE), None)
     for table, title in TABLES.items():
@@ -128,8 +134,8 @@ def _spread(row: Row, key: str) -> str:
     return f"{statistics.fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def plot(rows: list[Row]) -> Figure:
-    """A point for each variant: mean over the seeds, bars from the lowest to the highest."""
+def plot(rows: list[Row], blind: float | None = None) -> Figure:
+    """A point for each variant: mean over the seeds, bars to the lowest and highest; a line at `blind`."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     families = dict(zip(TABLES, plots.COLOURS, strict=False))
@@ -158,7 +164,6 @@ def plot(rows: list[Row]) -> Figure:
             fontsize=7.5,
             transform=axes.get_xaxis_transform(),
         )
-    blind = rows[0].results[0].get("blind")
     if blind is not None:
         axes.axhline(100 * blind, color=plots.INK, linewidth=0.8, linestyle="--")
         axes.text(0.01, 100 * blind, "without the image", fontsize=7.5, transform=axes.get_yaxis_transform())

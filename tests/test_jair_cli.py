@@ -64,7 +64,10 @@ def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     [
         (("cost", "--preset", "huge"), "jair: preset: expected 'tiny' or 'base' or 'large', got 'huge'"),
         (("cost", "--set", "dim"), "jair: --set: expected key=value, got 'dim'"),
-        (("describe", "nowhere"), "jair: [Errno 2] No such file or directory: 'nowhere/config.json'"),
+        (
+            ("describe", "nowhere"),
+            "jair: nowhere: expected a saved model or a run with a whole checkpoint, got neither",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments: tuple[str, ...], message: str) -> None:

@@ -217,15 +217,18 @@ def test_the_papers_figures_stand_beside_base_alone() -> None:
     assert all(row.paper is None for row in cost_tables.count("tiny", with_memory=False))
 
 
-def test_a_table_of_memory() -> None:
+def test_a_table_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("Iterations", "Text length")
+    monkeypatch.setattr(cost_tables, "TABLES", {name: cost_tables.TABLES[name] for name in names})
     changes = {"max_text_length": 8, "num_layers": 1}
     costs = cost_tables.count("tiny", changes)
-    assert not [row for row in costs if row.table == "Text length"]
-    row = next(row for row in costs if (row.table, row.label) == ("Iterations", "8"))
+    assert [row.label for row in costs] == ["1", "2", "4", "8"]  # no text of 10 words fits
     want = memory(JAIRConfig.preset("tiny", **changes, iterations=8))
-    assert (row.saved["fused"], row.peak["fused"]) == (want.saved, want.peak)
-    assert row.saved["fused"] < row.saved["plain"]
-    assert "| 8 | " in cost_report.render(costs)
+    assert (costs[3].saved["fused"], costs[3].peak["fused"]) == (want.saved, want.peak)
+    assert costs[3].saved["fused"] < costs[3].saved["plain"]
+    table = cost_report.table_of(costs)
+    assert f"| 8 | {costs[3].macs / 1e9:.1f} |" in table
+    assert f"| {want.saved / 2**20:.0f} MiB |" in table
 
 
 def test_the_committed_counts_are_todays() -> None:

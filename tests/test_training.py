@@ -119,6 +119,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         checkpoint.write(tmp_path, 2, save, {"w": torch.zeros(2)}, {"step": 2}, keep=2)
     assert list(tmp_path.iterdir()) == [good]
     assert checkpoint.newest(tmp_path) == good
+    (tmp_path / ".checkpoint-00000002.half").mkdir()
+    good = checkpoint.write(tmp_path, 1, lambda folder: None, {"w": torch.ones(2)}, {"step": 1}, keep=2)
+    assert list(tmp_path.iterdir()) == [good]
     tensors, state = checkpoint.read(good)
     assert state == {"step": 1}
     assert torch.equal(tensors["w"], torch.ones(2))

@@ -38,6 +38,8 @@ def write(
         OSError: it could not be written, and nothing of it is left.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f".{PREFIX}*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     place = out / f"{PREFIX}{step:08d}"
     temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=out))
     try:

@@ -76,7 +76,11 @@ def cost(
 
     _config(preset, changes)  # its errors before the work
     found = cost_tables.count(
-        preset, parse_changes(changes), text_length=text_length, with_memory=memory, progress=progress
+        preset,
+        parse_changes(changes),
+        text_length=text_length,
+        memory_of=tuple(cost_tables.TABLES) if memory else (),
+        progress=progress,
     )
     text = cost_report.render(found) if out is None else cost_report.write(found, out)
     typer.echo(json.dumps([row.to_dict() for row in found], indent=2) if as_json else text, nl=as_json)

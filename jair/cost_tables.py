@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -110,14 +110,15 @@ def count(
     changes: Mapping[str, Any] | None = None,
     *,
     text_length: int | None = None,
-    with_memory: bool = True,
+    memory_of: Collection[str] = tuple(TABLES),
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda steps, total: steps,
 ) -> list[Cost]:
     """Every row of every table.
 
     Args:
         preset: the model that is varied. changes: to it, by field name. text_length: as in `jair.cost.macs`.
-        with_memory: also saved and peak bytes, which takes minutes, on as many processes as there are cores.
+        memory_of: tables with saved and peak bytes too, which takes minutes for all of them, on as many
+            processes as there are cores.
         progress: wraps an iterable of a known length, to show how far it is.
 
     The paper's figures stand beside the preset "base" without changes only.
@@ -137,14 +138,15 @@ def count(
         if (row.preset is None or preset == "base") and (row.text_length or 0) <= longest
     }
     distinct = list({_key(model): model for model in models.values()}.values())
-    tasks = [(model, backend) for model in distinct for backend in BACKENDS] if with_memory else []
+    weighed = {_key(model): model for (table, _), model in models.items() if table in memory_of}
+    tasks = [(model, backend) for model in weighed.values() for backend in BACKENDS]
     needs = dict(zip(((_key(m), b) for m, b in tasks), progress(_memories(tasks), len(tasks)), strict=True))
     operations = {_key(model): _operations(*model) for model in distinct}
     published = preset == "base" and not given and text_length is None
     found = []
     for (table, label), model in models.items():
         paper = next(row.paper for row in TABLES[table] if row.label == label)
-        sizes = {name: needs[_key(model), name] for name in BACKENDS if with_memory}
+        sizes = {name: needs[_key(model), name] for name in BACKENDS if table in memory_of}
         found.append(
             Cost(
                 table,

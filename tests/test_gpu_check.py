@@ -43,9 +43,8 @@ def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
 
 def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(check: gpu_check.Check) -> None:
     """As pytest does, the step writes what it has at the interrupt."""
-    sleeper = (
-        "import time\ntry:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
-    )
+    wait = "try:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
+    sleeper = f"import time\n{wait}"
     outcome = check.run("benchmarks", code(sleeper), 5)
     assert (outcome.status, outcome.reason) == ("failed", "stopped after 5 s")
     assert "begun" in outcome.output

@@ -10,12 +10,11 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from experiments import accuracy_table
-from experiments.runs import Plan, RunFailed, call, finished, save, train_and_score
+from experiments.runs import Plan, Result, Run, call, do_all, missing, score, train
 from experiments.variants import BASE, Variant, choose
 from jair._files import write_text
 
@@ -25,79 +24,70 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         variants, plan = choose(options.only), _plan(options)
-        todo = missing(options.out, variants, options.seeds, plan)
+        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+        runs = [
+            _run(options.out, variant, seed, plan, threads, options.device)
+            for seed in options.seeds
+            for variant in variants
+        ]
+        todo = missing(runs)
     except ValueError as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
-    print(f"{len(variants) * len(options.seeds)} runs, {len(todo)} to do", file=sys.stderr)
-    failed = 0
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    print(f"{len(runs)} runs, {len(todo)} to do", file=sys.stderr)
     guesses = options.out / accuracy_table.GUESSES
     if not guesses.exists():
-        write_text(guesses, call(["data", "baselines", "--source", plan.val, "--split", "test"], threads))
-    with ThreadPoolExecutor(options.jobs) as pool:
-        jobs = {pool.submit(_run, options.out, *run, plan, threads, options.device): run for run in todo}
-        try:
-            for done, job in enumerate(as_completed(jobs), start=1):
-                variant, seed = jobs[job]
-                try:
-                    result = job.result()
-                except RunFailed as error:
-                    failed += 1
-                    print(f"{variant.name}, seed {seed}: {error}", file=sys.stderr)
-                    continue
-                accuracy = 100 * result["accuracy"]
-                told = f"{variant.name}, seed {seed}: {accuracy:.1f} %, {result['seconds']:.0f} s"
-                print(f"{done}/{len(todo)} {told}", file=sys.stderr)
-                accuracy_table.write(options.out)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        write_text(guesses, call(["data", "baselines", "--source", plan.val[0], "--split", "test"], threads))
+    failed = do_all(todo, options.jobs, _told, lambda: accuracy_table.write(options.out))
     if not todo:
         accuracy_table.write(options.out)
     return 1 if failed else 0
 
 
-def missing(folder: Path, variants: list[Variant], seeds: list[int], plan: Plan) -> list[tuple[Variant, int]]:
-    """The runs that are not finished, all variants of the first seed first.
+def _run(folder: Path, variant: Variant, seed: int, plan: Plan, threads: int, device: str | None) -> Run:
+    """A row of the table with one seed."""
+    path = folder / "runs" / f"{variant.name.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
 
-    Raises:
-        ValueError: a finished run had other settings.
-    """
-    runs = [(variant, seed) for seed in seeds for variant in variants]
-    return [run for run in runs if not finished(_file(folder, *run), plan)]
+    def do() -> Result:
+        work = folder / "work" / path.stem
+        trained = train(seed, variant.changes, plan, work, threads)
+        scores = {split: score(work, split, plan, threads, device) for split in ("test", "compositional")}
+        return {
+            "variant": variant.name,
+            "accuracy": scores["test"]["accuracy"],
+            "compositional": scores["compositional"]["accuracy"],
+            "groups": scores["test"]["groups"],
+            **trained,
+        }
+
+    return Run(f"{variant.name}, seed {seed}", path, plan, do)
 
 
-def _run(
-    folder: Path, variant: Variant, seed: int, plan: Plan, threads: int, device: str | None
-) -> dict[str, Any]:
-    path = _file(folder, variant, seed)
-    work = folder / "work" / path.stem
-    result = train_and_score(variant.name, seed, variant.changes, plan, work, threads, device)
-    save(result, path)
-    return result
-
-
-def _file(folder: Path, variant: Variant, seed: int) -> Path:
-    return folder / "runs" / f"{variant.name.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
+def _told(result: Result) -> str:
+    return f"{100 * result['accuracy']:.1f} %, {result['train_seconds']:.0f} s"
 
 
 def _plan(options: argparse.Namespace) -> Plan:
     return Plan(
         sources=tuple(options.source or ["scenes"]),
-        val=options.val,
+        val=(options.val,),
         steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
         sampler=options.sampler,
         tokenizer=options.tokenizer,
-        base={**BASE, **dict(_field(change) for change in options.changes)},
+        base={**BASE, **dict(field(change) for change in options.changes)},
         options=tuple(options.train_option),
         test_examples=options.test_examples,
     )
 
 
-def _field(change: str) -> tuple[str, Any]:
+def field(change: str) -> tuple[str, Any]:
+    """KEY=VALUE of --set, the value in JSON or as it stands.
+
+    Raises:
+        ValueError: there is no "=".
+    """
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"--set: expected key=value, got {change!r}")

@@ -1,4 +1,4 @@
-"""One training run of an experiment: ``jair train``, then its scores, kept as one JSON file."""
+"""The training runs of an experiment: each is ``jair train`` and one JSON file, kept when it is finished."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,16 +20,18 @@ from jair import JAIRConfig, cost
 from jair._files import write_text
 from jair.runs import read_run, smoothed
 
+SHORT_TEXT = 16  # words of a question, where padding is not counted
 COMMAND = (sys.executable, "-c", "from jair.cli import main; main()")
 ROOT = Path(__file__).resolve().parent.parent
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs of an experiment have in common; a finished run is kept only under the same plan."""
+    """Settings of a run but for its model's and its seed; a finished run is kept only under the same plan."""
 
     sources: tuple[str, ...]
-    val: str
+    val: tuple[str, ...]
     steps: int
     batch_size: int
     lr: float
@@ -36,11 +39,21 @@ class Plan:
     tokenizer: str
     base: dict[str, Any]  # fields of JAIRConfig, on top of the preset "tiny"
     options: tuple[str, ...]  # further ones of jair train
-    test_examples: int
+    test_examples: int = 0  # of each split that is scored after the training
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Result:
         """As plain JSON."""
         return json.loads(json.dumps(self.__dict__))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run to do: its name, the file that keeps its result, the plan it has to be of, and what does it."""
+
+    name: str
+    path: Path
+    plan: Plan
+    do: Callable[[], Result]
 
 
 class RunFailed(RuntimeError):
@@ -68,83 +81,112 @@ def _path() -> list[str]:
     return [str(ROOT), *([given] if given else [])]
 
 
-def finished(path: Path, plan: Plan) -> bool:
-    """Whether the run is done.
+def missing(runs: Sequence[Run]) -> list[Run]:
+    """Those that are not finished.
 
     Raises:
-        ValueError: it was done under another plan.
+        ValueError: one was finished under another plan.
     """
-    if not path.exists():
+    return [run for run in runs if not _finished(run)]
+
+
+def _finished(run: Run) -> bool:
+    if not run.path.exists():
         return False
-    kept, wanted = json.loads(path.read_text())["settings"], plan.settings()
+    kept, wanted = json.loads(run.path.read_text())["settings"], run.plan.settings()
     for key, value in wanted.items():
         if kept.get(key) != value:
-            raise ValueError(f"{path}: expected a run with {key} {value}, got one with {kept.get(key)}")
+            raise ValueError(f"{run.path}: expected a run with {key} {value}, got one with {kept.get(key)}")
     return True
 
 
-def train_and_score(
-    name: str, seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: int, device: str | None
-) -> dict[str, Any]:
-    """Train in the folder `work`, going on where an earlier attempt was stopped, and score the result.
+def do_all(
+    runs: Sequence[Run], at_once: int, told: Callable[[Result], str], after: Callable[[], None]
+) -> int:
+    """Do them, `at_once` at a time, keep what comes out, and tell of it on stderr; how many failed."""
+    failed = 0
+    with ThreadPoolExecutor(at_once) as pool:
+        jobs = {pool.submit(do, run): run for run in runs}
+        try:
+            for done, job in enumerate(as_completed(jobs), start=1):
+                name = jobs[job].name
+                try:
+                    result = job.result()
+                except RunFailed as error:
+                    failed += 1
+                    print(f"{name}: {error}", file=sys.stderr)
+                    continue
+                print(f"{done}/{len(runs)} {name}: {told(result)}", file=sys.stderr)
+                after()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def do(run: Run) -> Result:
+    """Do one and keep its result.
 
     Raises:
-        RunFailed: training or evaluation failed.
+        RunFailed: it failed.
+    """
+    result = run.do()
+    write_text(run.path, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: int) -> Result:
+    """Train in the folder `work`, going on where an earlier attempt was stopped.
+
+    Raises:
+        RunFailed: the training failed.
     """
     start = time.monotonic()
-    arguments = ["train", str(work), "--preset", "tiny", "--val", plan.val, "--seed", str(seed)]
-    for source in plan.sources:
-        arguments += ["--source", source]
+    arguments = ["train", str(work), "--preset", "tiny", "--seed", str(seed)]
+    for option, texts in (("--source", plan.sources), ("--val", plan.val)):
+        for text in texts:
+            arguments += [option, text]
     arguments += ["--steps", str(plan.steps), "--batch-size", str(plan.batch_size), "--lr", str(plan.lr)]
     arguments += ["--sampler", plan.sampler, "--tokenizer", plan.tokenizer, *plan.options]
     for key, value in {**plan.base, **changes}.items():
         arguments += ["--set", f"{key}={json.dumps(value)}"]
     if work.exists():
         arguments.append("--resume")
-    call(arguments, threads)
-    trained = time.monotonic()
-    scores = {split: _score(work, split, plan, threads, device) for split in ("test", "compositional")}
-    checkpoint = Path(scores["test"]["checkpoint"])
+    checkpoint = Path(call(arguments, threads).strip().splitlines()[-1])
     config = JAIRConfig.from_dict(json.loads((checkpoint / "config.json").read_text()))
     run = read_run(work)
-    steps, losses = smoothed([(r["step"], r["loss"]) for r in run.steps])
     return {
-        "variant": name,
         "seed": seed,
-        "accuracy": scores["test"]["accuracy"],
-        "compositional": scores["compositional"]["accuracy"],
-        "groups": scores["test"]["groups"],
         "gmac": cost.macs(config).total / 1e9,
-        "gmac_short_text": cost.macs(config, text_length=min(32, config.max_text_length)).total / 1e9,
+        "gmac_short_text": cost.macs(config, text_length=min(SHORT_TEXT, config.max_text_length)).total / 1e9,
         "parameters": cost.parameters(config),
         "settings": plan.settings(),
         "changes": changes,
         "config": config.to_dict(),
-        "curve": {"step": steps, "loss": losses},
+        "curve": _curve([(r["step"], r["loss"]) for r in run.steps if r["loss"] is not None]),
+        "probabilities": {
+            name: _curve(run.of_source("probabilities", name)) for name in run.sources("probabilities")
+        },
         "validations": run.validations,
-        "train_seconds": trained - start,
-        "seconds": time.monotonic() - start,
+        "train_seconds": time.monotonic() - start,
         **provenance(),
     }
 
 
-def _score(work: Path, split: str, plan: Plan, threads: int, device: str | None) -> dict[str, Any]:
-    arguments = [
-        "eval",
-        str(work),
-        "--source",
-        plan.val,
-        "--split",
-        split,
-        "--limit",
-        str(plan.test_examples),
-    ]
-    printed = call([*arguments, *(["--device", device] if device else [])], threads)
-    scores: dict[str, Any] = json.loads(printed.strip().splitlines()[-1])
+def _curve(pairs: Sequence[tuple[int, float]]) -> dict[str, list[float]]:
+    steps, values = smoothed(pairs)
+    return {"step": steps, "value": values}
+
+
+def score(work: Path, split: str, plan: Plan, threads: int, device: str | None) -> Result:
+    """What `jair eval` finds of a run on the first validation source's data, in another split."""
+    words = ["eval", str(work), "--source", plan.val[0], "--split", split]
+    words += ["--limit", str(plan.test_examples), *(["--device", device] if device else [])]
+    scores: Result = json.loads(call(words, threads).strip().splitlines()[-1])
     return scores
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Result:
     """The commit, the versions and the machine."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -160,8 +202,3 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores",
     }
-
-
-def save(result: dict[str, Any], path: Path) -> None:
-    """Write the file of a finished run, whole or not at all."""
-    write_text(path, json.dumps(result, indent=1) + "\n")

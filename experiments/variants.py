@@ -7,9 +7,16 @@ from typing import Any
 
 from jair import JAIRConfig
 
-# As in "base", latents are fewer than image tokens (8 of 16, there 64 of 196) and the stack outweighs the
-# iterations: with the preset's two layers every model is mostly encoders, and all cost the same.
-BASE: dict[str, Any] = {"num_latents": 8, "num_layers": 6, "iterations": 2}
+# As in "base", latents are fewer than image tokens (8 of 64, there 64 of 196) and the stack outweighs the
+# iterations: with the preset's two layers every model is mostly encoders, and all cost the same. All start
+# with the encoder of experiments.encoder.
+BASE: dict[str, Any] = {
+    "image_encoder": "experiments/results/encoder",
+    "num_latents": 8,
+    "num_layers": 4,
+    "iterations": 2,
+    "max_text_length": 32,
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jair._parameters import reset_linears, truncated_normal
+from jair._parameters import LATENT, POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.fusion import JointAdaptiveFusion, gated_fusions, transformer_layers
 from jair.transformer_layer import run_block, run_layers
@@ -27,7 +27,7 @@ class OneSequence(nn.Module):
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
         self.checkpointing = config.gradient_checkpointing
-        self.type_embedding = truncated_normal(2, config.dim)
+        self.type_embedding = truncated_normal(2, config.dim, std=POSITION)
         self.stack = transformer_layers(config, config.num_layers)
 
     def join(self, image: Tensor, text: Tensor, text_mask: Tensor | None) -> Fused:
@@ -69,7 +69,7 @@ class PerceiverFusion(OneSequence):
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__(config)
-        self.latents = truncated_normal(2 * config.num_latents, config.dim)
+        self.latents = truncated_normal(2 * config.num_latents, config.dim, std=LATENT)
         self.blocks = gated_fusions(config)
         self.layers = transformer_layers(config, config.iterations)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jair._parameters import reset_linears, truncated_normal
+from jair._parameters import POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.transformer_layer import run_block
 from jair_kernels import fused_cross_attention
@@ -98,7 +98,7 @@ class Decoder(nn.Module):
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
         self.checkpointing = config.gradient_checkpointing
-        self.positions = truncated_normal(config.max_target_length, config.dim)
+        self.positions = truncated_normal(config.max_target_length, config.dim, std=POSITION)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.dim, config.eps)
 

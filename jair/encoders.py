@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from jair._parameters import reset_linears, truncated_normal
+from jair._parameters import GRID, POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.fusion import transformer_layers
 from jair.transformer_layer import run_layers
@@ -25,9 +25,9 @@ BUILT_IN: dict[str, dict[str, Any]] = {
     "resnet_tiny": {
         "model_type": "resnet",
         "layer_type": "basic",
-        "embedding_size": 32,
-        "hidden_sizes": [32, 48, 64, 128],
-        "depths": [1, 1, 1, 1],
+        "embedding_size": 24,
+        "hidden_sizes": [24, 48, 96],
+        "depths": [1, 1, 1],
     },
     "vit_base": {"model_type": "vit"},  # ViT-B/16
 }
@@ -124,7 +124,8 @@ class ImageEncoder(nn.Module):
                     layer.stride = (1, 1)
         width = settings.hidden_sizes[-1] if self.is_resnet else settings.hidden_size
         self.project = nn.Linear(width, config.dim)
-        self.positions = truncated_normal(grid_side(settings, config.image_size) ** 2, config.dim)
+        side = grid_side(settings, config.image_size)
+        self.positions = truncated_normal(side**2, config.dim, std=GRID)
         reset_linears(self.project)
 
     def fold_batch_norms(self) -> None:
@@ -167,7 +168,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
         self.checkpointing = config.gradient_checkpointing
-        self.positions = truncated_normal(config.max_text_length, config.dim)
+        self.positions = truncated_normal(config.max_text_length, config.dim, std=POSITION)
         self.layers = transformer_layers(config, config.encoder_layers)
         self.norm = nn.LayerNorm(config.dim, config.eps)
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from jair._checks import whole_numbers
-from jair._parameters import reset_linears, truncated_normal
+from jair._parameters import POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.resampler import LatentResampler, image_resampler
 from jair.transformer_layer import TransformerLayer, run_block, run_layers
@@ -28,7 +28,7 @@ class GatedFusion(nn.Module):
         kv_dim: width D_kv of f; None = D.
         form: "jair" (Eq. 3) or "flamingo" (Alayrac et al., 2204.14198).
 
-    Starts with truncated normals of deviation 0.02, zero biases and zero gates (scalars).
+    Starts with truncated normals of deviation sqrt(1 / fan-in), zero biases and zero gates (scalars).
     """
 
     def __init__(
@@ -162,7 +162,8 @@ class JointAdaptiveFusion(nn.Module):
         self.text_resampler = LatentResampler(
             config.dim, config.num_latents, config.num_heads, eps=config.eps
         )
-        self.type_embedding = truncated_normal(2, config.dim) if config.stream == "joint" else None
+        joint = config.stream == "joint"
+        self.type_embedding = truncated_normal(2, config.dim, std=POSITION) if joint else None
         self.blocks = gated_fusions(config)
         weighted = config.combination == "weighted"
         self.a = nn.Parameter(torch.ones(config.iterations)) if weighted else None

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
 from jair._checks import whole_numbers
-from jair._parameters import reset
+from jair._parameters import WORD, reset
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
 from jair.decoder import Decoder
@@ -57,8 +57,9 @@ class JAIR(nn.Module):
     chooses between JAIR's and those it is compared with. In training mode the ResNet's batch norms mix the
     samples of a batch: call `eval()` before asking for answers.
 
-    Starts with truncated normals of deviation 0.02 and zero biases, ResNet and ViT as in transformers; an
-    encoder given as a checkpoint starts with its weights.
+    Layers start with truncated normals of deviation sqrt(1 / fan-in) and zero biases, words
+    and their positions with 0.02, positions in images and latents with 0.5 (our decision); ResNet and ViT as
+    in transformers; an encoder given as a checkpoint starts with its weights.
     """
 
     def __init__(self, config: JAIRConfig) -> None:
@@ -69,7 +70,7 @@ class JAIR(nn.Module):
         self.text_encoder: TextEncoder | T5TextEncoder
         if config.text_encoder == "transformer":
             self.text_encoder = TextEncoder(config)
-            reset(self.embedding.weight)
+            reset(self.embedding.weight, WORD)
         else:
             self.text_encoder = T5TextEncoder(config)
             self.embedding.weight = nn.Parameter(self.text_encoder.take_embedding())

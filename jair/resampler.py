@@ -8,7 +8,7 @@ from torch import nn
 
 from jair._attention import softmax_over_kept
 from jair._checks import fits_parameters, square, whole_numbers
-from jair._parameters import reset, reset_linears, truncated_normal
+from jair._parameters import LATENT, reset, reset_layer, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.token_learner import TokenLearner
 from jair_kernels import _checks as check
@@ -29,7 +29,7 @@ class LatentResampler(nn.Module):
         attend_latents: keys are the tokens and the latents, as in Flamingo's resampler; needs D_kv = D.
         method: "projected", "absorbed" or "auto", see the operation; equal to rounding.
 
-    Starts with truncated normals of deviation 0.02, the latents too, and a zero bias.
+    Starts with truncated normals of deviation sqrt(1 / fan-in), of 0.5 the latents, and a zero bias.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LatentResampler(nn.Module):
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.attend_latents, self.method, self.eps = attend_latents, method, eps
         inner = dim // num_heads * num_kv_heads
-        self.latents = truncated_normal(num_latents, dim, device=device, dtype=dtype)
+        self.latents = truncated_normal(num_latents, dim, std=LATENT, device=device, dtype=dtype)
         self.norm_x = nn.LayerNorm(kv_dim, eps, device=device, dtype=dtype) if norm else None
         self.norm_latents = nn.LayerNorm(dim, eps, device=device, dtype=dtype) if norm else None
         self.q = nn.Linear(dim, dim, bias=False, device=device, dtype=dtype)
@@ -68,7 +68,7 @@ class LatentResampler(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
-        reset(self.latents)
+        reset(self.latents, LATENT)
         reset_linears(self)
 
     def extra_repr(self) -> str:
@@ -138,8 +138,7 @@ class SpatialResampler(nn.Module):
     Args:
         dim: width D. num_tokens: K.
 
-    Starts with truncated normals of deviation sqrt(1 / fan-in), which keep the size of what passes (0.02
-    would make it grow by two thirds in each convolution at D = 768), and zero biases.
+    Starts with truncated normals of deviation sqrt(1 / fan-in) and zero biases.
     """
 
     def __init__(self, dim: int, num_tokens: int) -> None:
@@ -150,12 +149,9 @@ class SpatialResampler(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
-        for parameter in self.convs.parameters():
-            if parameter.ndim == 1:
-                nn.init.zeros_(parameter)
-            else:
-                std = parameter[0].numel() ** -0.5
-                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            reset_layer(conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pool x [B,N,D], N a square, into [B,K,D].

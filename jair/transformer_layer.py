@@ -25,7 +25,7 @@ class TransformerLayer(nn.Module):
         dim: width D. num_heads: h, a divisor of D. mlp_dim: hidden width M of the MLP.
         eps: added to the variance in both norms.
 
-    Starts with truncated normals of deviation 0.02 and zero biases.
+    Starts with truncated normals of deviation sqrt(1 / fan-in) and zero biases.
     """
 
     def __init__(

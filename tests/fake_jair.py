@@ -12,27 +12,49 @@ import sys
 from pathlib import Path
 
 
+def values(words: list[str], option: str) -> list[str]:
+    return [words[i + 1] for i, word in enumerate(words) if word == option]
+
+
+def name_of(source: str) -> str:
+    kind, _, task = source.partition("task=")
+    return f"{kind.partition(':')[0].rstrip(',')}/{task or 'questions'}"
+
+
 def train(words: list[str]) -> None:
     out, options = Path(words[0]), words[1:]
-    changes = [options[i + 1] for i, word in enumerate(options) if word == "--set"]
-    fields = {key: json.loads(value) for key, _, value in (change.partition("=") for change in changes)}
-    steps = int(options[options.index("--steps") + 1])
+    changes = (change.partition("=") for change in values(options, "--set"))
+    fields = {key: json.loads(value) for key, _, value in changes}
+    steps = int(values(options, "--steps")[0])
     out.mkdir(parents=True, exist_ok=True)
     with (out / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(words) + "\n")
+    (sampler,) = values(options, "--sampler")
+    speed = {"difficulty": 2, "uniform": 1}.get(sampler, 0.5)
+    names = [name_of(source) for source in values(options, "--val")]
     with (out / "metrics.jsonl").open("a") as log:
         for step in range(1, steps + 1):
             if step == 2 and (out.parent / "die").exists():
                 sys.exit("killed at step 2")
-            log.write(json.dumps({"step": step, "loss": 1 / step}) + "\n")
+            shares = dict.fromkeys(names, 1 / len(names))
+            log.write(json.dumps({"step": step, "loss": 1 / step, "probabilities": shares}) + "\n")
+        for step in (steps // 2, steps):
+            loss = 1 / (1 + speed * step)
+            record = {"step": step, "val_loss": loss, "val_accuracy": 1 - loss}
+            by_source = {
+                "val_losses": dict.fromkeys(names, loss),
+                "val_accuracies": dict.fromkeys(names, 1 - loss),
+            }
+            log.write(json.dumps(record | by_source) + "\n")
     place = out / f"checkpoint-{steps:08d}"
     place.mkdir(exist_ok=True)
     preset = json.loads((out.parent / "preset.json").read_text())
     (place / "config.json").write_text(json.dumps({**preset, **fields}))
+    print(place)
 
 
 def evaluate(words: list[str]) -> None:
-    split = words[words.index("--split") + 1]
+    (split,) = values(words, "--split")
     scores = {"accuracy": {"test": 0.75, "compositional": 0.5}[split], "groups": {}}
     (checkpoint,) = Path(words[0]).glob("checkpoint-*")
     print("a line before", json.dumps({"checkpoint": str(checkpoint), **scores}), sep="\n")

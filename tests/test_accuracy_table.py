@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="the extra 'models' is not installed"
 from typer.testing import CliRunner
 
 from experiments import accuracy, accuracy_table, runs
-from experiments.variants import BASE, REFERENCE, VARIANTS, choose
+from experiments.variants import BASE, REFERENCE, VARIANTS, Variant, choose
 from jair import JAIRConfig, cost
 from jair.commands import app
 
@@ -158,7 +158,7 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
     assert kept["gmac"] == cost.macs(config).total / 1e9
     assert kept["parameters"] == cost.parameters(config)
     assert (kept["accuracy"], kept["compositional"], kept["seed"]) == (0.75, 0.5, 0)
-    assert kept["curve"] == {"step": [1, 2], "loss": [1, 0.5]}
+    assert kept["curve"] == {"step": [1, 2], "value": [1, 0.5]}
     assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
     assert kept["settings"]["steps"] == 2
     (words,) = calls(tmp_path, "concat-seed0")
@@ -201,7 +201,7 @@ def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(runs, "call", call)
     plan = runs.Plan(
         sources=("scenes",),
-        val="scenes",
+        val=("scenes",),
         steps=2,
         batch_size=2,
         lr=1e-3,
@@ -211,14 +211,15 @@ def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.Monk
         options=("--val-examples", "2"),
         test_examples=3,
     )
-    result = runs.train_and_score("concat", 0, {"fusion": "concat"}, plan, tmp_path / "work", 1, "cpu")
-    runs.save(result, tmp_path / "runs" / "concat-seed0.json")
+    variant = Variant("concat", ("fusion",), {"fusion": "concat"})
+    run = accuracy._run(tmp_path, variant, 0, plan, 1, "cpu")
+    runs.do(run)
     accuracy_table.write(tmp_path)
     kept = json.loads((tmp_path / "runs" / "concat-seed0.json").read_text())
     assert kept["config"]["fusion"] == "concat"
     assert 0 <= kept["accuracy"] <= 1
     assert sum(group["examples"] for group in kept["groups"].values()) == 3
     assert kept["curve"]["step"] == [1, 2]
-    assert 3 < kept["curve"]["loss"][0] < 12  # bytes drawn at random: log 384 = 5.95
+    assert 3 < kept["curve"]["value"][0] < 12  # bytes drawn at random: log 384 = 5.95
     assert kept["validations"][-1]["step"] == 2
     assert rows((tmp_path / "README.md").read_text())[2][0] == "concat"

@@ -189,7 +189,7 @@ def test_learning_rate() -> None:
 
 
 def test_a_plan_survives_json() -> None:
-    made = plan(ema=0.9, val="scenes")
+    made = plan(ema=0.9, val=("scenes",))
     assert TrainPlan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 

@@ -31,7 +31,9 @@ def train(
     source: Annotated[
         list[str] | None, typer.Option(help="KIND:PATH[,task=...][,weight=...]; repeatable.")
     ] = None,
-    val: Annotated[str | None, typer.Option(help="KIND:PATH, whose split val is measured.")] = None,
+    val: Annotated[
+        list[str] | None, typer.Option(help="KIND:PATH, whose split val is measured; repeatable.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -62,8 +64,9 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(config) if config is not None else {}
     settings |= {name: given[name] for name in _FIELDS if name in given}
-    if source:
-        settings["sources"] = source
+    for name, chosen in (("sources", source), ("val", val)):
+        if chosen:
+            settings[name] = chosen
     workers = Workers.join()
     try:
         if not resume and workers.first and out.exists() and any(out.iterdir()):
@@ -76,7 +79,7 @@ def train(
 
 
 _FIELDS = tuple(
-    field.name for field in dataclasses.fields(TrainPlan) if field.name not in ("model", "sources")
+    field.name for field in dataclasses.fields(TrainPlan) if field.name not in ("model", "sources", "val")
 )
 
 
@@ -95,14 +98,13 @@ def _run(
     of_model = {**settings.pop("model", {}), **parse_changes(changes)}
     preset = preset or settings.pop("preset", "tiny")
     settings.pop("preset", None)
-    sources = settings.pop("sources", [])
-    specs = [SourceSpec.parse(text) for text in sources]
+    sources, val = settings.pop("sources", []), settings.pop("val", [])
+    val = [val] if isinstance(val, str) else val
     shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
     shares |= {"rank": workers.rank, "world_size": workers.count}
     image_size = JAIRConfig.preset(preset, **of_model).image_size
-    opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in specs]
-    val = settings.get("val")
-    held = None if val is None else open_source(SourceSpec.parse(val), "val", image_size=image_size)
+    opened = [open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in sources]
+    held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in val]
     chosen = settings.get("tokenizer", "bytes")
     words = _tokenizer(chosen, opened, found)
     of_model = {"vocab_size": len(words), **of_model}
@@ -112,7 +114,7 @@ def _run(
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
         )
-    plan = TrainPlan(model=model, sources=tuple(sources), **settings)
+    plan = TrainPlan(model=model, sources=tuple(sources), val=tuple(val), **settings)
     console.print_json(json.dumps(plan.to_dict()))
     trainer = Trainer(plan, out, opened, held, words, workers, console)
     if found is not None:

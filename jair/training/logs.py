@@ -19,7 +19,8 @@ class Logs:
 
     metrics.jsonl has an object a step ("step", "loss", "lr", "grad_norm", "probabilities" and "losses" by
     source, "examples_per_second"; loss or grad_norm of a step that was skipped is null) and one a validation
-    ("step", "val_loss", "val_accuracy").
+    ("step", "val_loss", "val_accuracy"; of several sources their mean, then also "val_losses" and
+    "val_accuracies" by source).
     """
 
     def __init__(self, out: Path, steps: int, resume_step: int, console: Console) -> None:

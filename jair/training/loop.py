@@ -49,7 +49,7 @@ class Trainer:
         plan: TrainPlan,
         out: Path,
         sources: Sequence[Source],
-        val: Source | None,
+        val: Sequence[Source],
         tokenizer: Any,
         workers: Workers,
         console: Console,
@@ -115,7 +115,7 @@ class Trainer:
                 if logs is not None:
                     logs.add(record)
                 last = self.step == self.plan.steps
-                if self.val is not None and (last or self.step % self.plan.val_every == 0):
+                if self.val and (last or self.step % self.plan.val_every == 0):
                     measured = self._validate()
                     if logs is not None:
                         logs.add({"step": self.step, **measured})
@@ -213,14 +213,25 @@ class Trainer:
             raise ValueError(f"loss: expected finite ones, got {self.bad_in_a_row} steps in a row without")
         return float(norm) if fine else None
 
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
-        generation says exactly. Of the weights in training, in evaluation mode.
-        """
-        assert self.val is not None
+    def _validate(self) -> dict[str, Any]:
+        """Loss and accuracy of the validation sources, each as one, of the weights in training."""
         self.called.eval()
-        held = list(self.val.evaluation(self.plan.val_examples))
+        each = {source.name: self._measure(source) for source in self.val}
+        names = {"val_loss": "val_losses", "val_accuracy": "val_accuracies"}
+        measured: dict[str, Any] = {
+            name: sum(values[name] for values in each.values()) / len(each) for name in names
+        }
+        if len(each) > 1:
+            for name, by_source in names.items():
+                measured[by_source] = {source: values[name] for source, values in each.items()}
+        return measured
+
+    @torch.no_grad()
+    def _measure(self, source: Source) -> dict[str, float]:
+        """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
+        generation says exactly.
+        """
+        held = list(source.evaluation(self.plan.val_examples))
         examples = held[self.workers.rank :: self.workers.count]
         sums = torch.zeros(4, dtype=torch.float64)
         size = max(1, self.plan.batch_size // self.workers.count)

@@ -22,9 +22,10 @@ STRATEGIES = ("ddp", "fsdp")
 class TrainPlan:
     """Settings of a run.
 
-    model: what is trained. sources, val: as `SourceSpec.parse` reads them. steps: optimizer steps.
-    batch_size: examples of a step over all processes. lr: the highest learning rate, reached after
-    warmup_steps and brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
+    model: what is trained. sources, val: as `SourceSpec.parse` reads them; of val the split "val" is
+    measured. steps: optimizer steps. batch_size: examples of a step over all processes. lr: the highest
+    learning rate, reached after warmup_steps and brought down to 0 along a cosine. sampler, temperature,
+    epsilon: of AdaptiveSampler.
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
     tokenizer: "bytes", "data" (trained on the sources) or a folder. keep: checkpoints. most_bad: steps in a
@@ -33,7 +34,7 @@ class TrainPlan:
 
     model: JAIRConfig
     sources: tuple[str, ...]
-    val: str | None = None
+    val: tuple[str, ...] = ()
     steps: int = 1000
     batch_size: int = 64
     lr: float = 1e-3
@@ -64,11 +65,10 @@ class TrainPlan:
         whole_numbers(**{name: getattr(self, name) for name in names}, most_bad=self.most_bad)
         if not self.sources:
             raise ValueError("sources: expected at least one, got none")
-        for text in (*self.sources, *([self.val] if self.val else [])):
-            SourceSpec.parse(text)
-        names_of = [SourceSpec.parse(text).name for text in self.sources]
-        if len(set(names_of)) < len(names_of):
-            raise ValueError(f"sources: expected different ones, got {', '.join(names_of)}")
+        for field in ("sources", "val"):
+            names_of = [SourceSpec.parse(text).name for text in getattr(self, field)]
+            if len(set(names_of)) < len(names_of):
+                raise ValueError(f"{field}: expected different ones, got {', '.join(names_of)}")
         check.positive("lr", self.lr)
         for name in ("warmup_steps", "weight_decay", "clip", "ema"):
             value = getattr(self, name)
@@ -89,14 +89,14 @@ class TrainPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources)}
+        return {**dataclasses.asdict(self), "sources": list(self.sources), "val": list(self.val)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainPlan:
         """From what `to_dict` gave."""
-        return cls(
-            **{**values, "model": JAIRConfig.from_dict(values["model"]), "sources": tuple(values["sources"])}
-        )
+        model = JAIRConfig.from_dict(values["model"])
+        lists = {name: tuple(values[name]) for name in ("sources", "val")}
+        return cls(**{**values, **lists, "model": model})
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from jair.data.scenes.questions import DIRECTIONS, Wish, article, describe
 from jair.data.scenes.world import ATTRIBUTES, MARGIN, Scene, Thing
 
+ORDERS: dict[str, Callable[[Thing], float]] = {
+    "from left to right": lambda thing: thing.x,
+    "from right to left": lambda thing: -thing.x,
+    "from top to bottom": lambda thing: thing.y,
+    "from bottom to top": lambda thing: -thing.y,
+}
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
@@ -31,6 +38,29 @@ def false_caption(scene: Scene, rng: Random) -> str:
                 return _caption([*wishes[:i], changed, *wishes[i + 1 :]], chosen, scene, rng)
     more = NUMBERS[len(scene.things) - 1]
     return f"a picture of {more} objects"
+
+
+def about_objects(scene: Scene, rng: Random) -> tuple[str, str]:
+    """A question whose answer lists objects, and the answer: all of them, those in an order across the
+    picture, or only those with some attribute.
+    """
+    if rng.random() < 0.2:
+        names = sorted(describe({"colour": thing.colour, "shape": thing.shape}) for thing in scene.things)
+        return "what is in the picture?", ", ".join(names)
+    order = rng.choice(list(ORDERS))
+    things = sorted(scene.things, key=ORDERS[order])
+    if rng.random() < 0.25:
+        return f"what is in the picture {order}?", ", ".join(_whole(thing) for thing in things)
+    name = rng.choice(list(ATTRIBUTES))
+    value = getattr(rng.choice(things), name) if rng.random() < 0.85 else rng.choice(ATTRIBUTES[name])
+    found = [thing for thing in things if getattr(thing, name) == value]
+    told = [other for other in ATTRIBUTES if other != name or name == "shape"]
+    names = [describe({other: getattr(thing, other) for other in told}) for thing in found]
+    return f"which {describe({name: value}, plural=True)} are there {order}?", ", ".join(names) or "none"
+
+
+def _whole(thing: Thing) -> str:
+    return describe({name: getattr(thing, name) for name in ATTRIBUTES})
 
 
 def _choices(scene: Scene, rng: Random, how_many: int) -> list[list[Thing]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from jair.data import tasks
 from jair.data.examples import Example
-from jair.data.scenes.captions import captions, false_caption
-from jair.data.scenes.questions import KINDS, Question, describe
+from jair.data.scenes.captions import about_objects, captions, false_caption
+from jair.data.scenes.questions import KINDS, Question
 from jair.data.scenes.render import render
 from jair.data.scenes.world import Scene, check_split, draw_scene
 from jair.data.sources import CAPTION_TASKS, SCENE_TASKS, Skipped, SourceSpec
@@ -76,8 +76,10 @@ class ScenesSource:
         if self.task in CAPTION_TASKS:
             scene = self.scene(rng)
             true = captions(scene, rng)
-            objects = sorted(describe({"colour": t.colour, "shape": t.shape}) for t in scene.things)
-            prompt, answer = tasks.make(self.task, true, false_caption(scene, rng), objects, rng)
+            if self.task == "objects":
+                prompt, answer = about_objects(scene, rng)
+            else:
+                prompt, answer = tasks.make(self.task, true, false_caption(scene, rng), (), rng)
             answers = tuple(true) if self.task == "caption" else (answer,)
             return Example(render(scene, self.image_size), prompt, answer, answers, name, self.task)
         question = self.question(index, rng)

@@ -1,9 +1,9 @@
 """The mixture of the sampling experiment: an easy, a hard, a noisy and a tiny source, drawn from `scenes`.
 
-The first two are kinds of questions. The noisy one is a folder as Conceptual Captions publish it, in which
-half of the captions are another picture's; the tiny one is a folder as COCO captions come, of a few hundred
-pictures. The validation pictures of both are new and their captions right: what counts is what has been
-learned, not the noise.
+The first two count objects and list them in an order. The noisy one is a folder as Conceptual Captions publish
+it, in which half of the captions are another picture's; the tiny one is a folder as COCO captions come, of a
+few hundred pictures. The validation pictures of both are new and their captions right: what counts is what has
+been learned, not the noise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Pictures = list[list[str]]  # of each picture, its captions
 def sources(folder: Path) -> dict[str, str]:
     """What each part of the mixture is called, and how `jair train` names it."""
     return {
-        "easy": "scenes,task=query",
-        "hard": "scenes,task=relate",
+        "easy": "scenes,task=count",
+        "hard": "scenes,task=objects",
         "noisy": f"cc:{folder / 'noisy'},task=masked",
         "tiny": f"coco_captions:{folder / 'tiny'},task=matching",
     }

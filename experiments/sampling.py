@@ -17,6 +17,7 @@ from experiments.accuracy import field
 from experiments.runs import Plan, Result, Run, do_all, missing, train
 from experiments.variants import BASE
 
+SMALLER = {"num_layers": 2}  # so that a dozen runs fit into an hour
 RULES = {
     "difficulty": "adaptive (difficulty)",
     "uniform": "uniform",
@@ -73,7 +74,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         lr=options.lr,
         sampler="",
         tokenizer="data",
-        base={**BASE, **dict(field(change) for change in options.changes)},
+        base={**BASE, **SMALLER, **dict(field(change) for change in options.changes)},
         options=("--val-every", every, "--val-examples", examples, *options.train_option),
     )
 
@@ -84,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("experiments/results/sampling"))
     add("--data", type=Path, default=Path("build/mixture"), help="folder in which the mixture is drawn")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--steps", type=int, default=1500)
-    add("--batch-size", type=int, default=32)
+    add("--steps", type=int, default=800)
+    add("--batch-size", type=int, default=64)
     add("--lr", type=float, default=1e-3)
     add("--val-every", type=int, default=100)
     add("--val-examples", type=int, default=300, help="of each source")

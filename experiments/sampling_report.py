@@ -129,12 +129,13 @@ def _setting(rows: list[Row], first: Result) -> str:
         if key not in ("sampler", "test_examples")
     )
     return (
-        "The same model is trained on the same mixture under each rule: an easy source (`query` questions of "
-        f"`scenes`), a hard one (`relate`), a noisy one ({mixture.NOISY} captions to fill in, of which "
-        f"{100 * mixture.WRONG:.0f} % are another picture's) and a tiny one ({mixture.TINY} pictures, does "
-        "the caption match?). Loss and accuracy are means over the four sources' validation splits: "
-        "new pictures with right captions. The targets are what uniform sampling reaches in the end, on "
-        "average over its seeds. Spread is from the lowest to the highest seed.\n\n"
+        "The same model is trained on the same mixture under each rule: an easy source (questions of "
+        "`scenes` that count), a hard one (that list objects in an order), a noisy one "
+        f"({mixture.NOISY} captions with a word to fill in, of which {100 * mixture.WRONG:.0f} % are another "
+        f"picture's) and a tiny one ({mixture.TINY} pictures, does the caption match?). Loss and accuracy are "
+        "means over the four sources' validation splits: new pictures with right captions. The targets are "
+        "what uniform sampling reaches in the end, on average over its seeds. Spread is from the lowest to "
+        "the highest seed.\n\n"
         f"Settings: {told}. Machine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
     )
 

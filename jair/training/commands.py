@@ -19,7 +19,7 @@ from jair.training import checkpoint
 from jair.training.parallel import Workers
 from jair.training.plan import TrainPlan, read_settings
 
-TOKENIZER_EXAMPLES = 20_000  # of each source, from which the tokenizer "data" is made
+TOKENIZER_EXAMPLES = 5_000  # of each source, from which the tokenizer "data" is made
 
 
 def train(

@@ -1,9 +1,9 @@
 """The mixture of the sampling experiment: an easy, a hard, a noisy and a tiny source, drawn from `scenes`.
 
-The first two count objects and list them in an order. The noisy one is a folder as Conceptual Captions publish
-it, in which half of the captions are another picture's; the tiny one is a folder as COCO captions come, of a
-few hundred pictures. The validation pictures of both are new and their captions right: what counts is what has
-been learned, not the noise.
+The first two count objects and list them in an order. The noisy one is a folder as Conceptual Captions
+publish it, in which half of the captions are another picture's; the tiny one is a folder as COCO captions
+come, of a few hundred pictures. The validation pictures of both are new and their captions right: what counts
+is what has been learned, not the noise.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def describe(
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that save_pretrained wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A saved model, a run, or tiny, which comes with jair.")],
     image: Annotated[Path, typer.Option(help="A photograph, in any format that Pillow reads.")],
     prompt: Annotated[str, typer.Option(help="What is asked.")],
     max_new_tokens: Annotated[int, typer.Option(help="Most words of the answer.")] = 16,
@@ -123,7 +123,7 @@ def generate(
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
-        model = JAIR.from_pretrained(checkpoint).for_inference()
+        model = JAIR.from_pretrained(checkpoint, dtype=torch.float32).for_inference()
     words = torch.tensor([tokenizer(prompt).input_ids])
     with err.status("answering"):
         pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)

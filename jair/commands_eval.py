@@ -16,7 +16,7 @@ from jair.training.checkpoint import resolve
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A saved model, or a run of jair train.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A saved model, a run, or tiny, which comes with jair.")],
     source: Annotated[str, typer.Option(help="KIND:PATH[,task=...], the data to answer.")],
     split: Annotated[str, typer.Option(help="Which part of the data: val, test, ...")] = "val",
     limit: Annotated[int | None, typer.Option(help="Answer the first examples only.")] = None,
@@ -40,7 +40,7 @@ def evaluate(
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
-        model = JAIR.from_pretrained(checkpoint)
+        model = JAIR.from_pretrained(checkpoint, dtype=torch.float32)
         opened = open_source(spec, split, strict=strict, image_size=model.config.image_size)
     total = opened.size if limit is None else min(limit, opened.size)
     with Progress(console=err, transient=True) as progress:
@@ -97,7 +97,7 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
     from jair.data.tokenizers import load_tokenizer
 
     checkpoint = resolve(checkpoint)
-    model = JAIR.from_pretrained(checkpoint)
+    model = JAIR.from_pretrained(checkpoint, dtype=torch.float32)
     pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
     maps = image_attention(model, pixels)[0]
     title = []

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
 from jair._checks import whole_numbers
+from jair._files import model_folder
 from jair._parameters import WORD, reset
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
@@ -244,13 +245,22 @@ class JAIR(nn.Module):
         (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """The model that `save_pretrained` wrote, bit for bit, in evaluation mode.
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """The model that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            folder: where it is, or "tiny", a small model that comes with the package, trained on `scenes`.
+            device: where it goes. dtype: of its floating parameters; None = as they were saved, bit for bit.
 
         Raises:
             OSError: a file is missing. ValueError: a field or a weight that is missing or unknown, by name.
         """
-        path = Path(folder)
+        path = model_folder(folder)
         config = JAIRConfig.from_dict(json.loads((path / "config.json").read_text()))
         state: dict[str, Tensor] = optional_import("safetensors.torch").load_file(
             path / "model.safetensors", device=str(device)
@@ -260,7 +270,7 @@ class JAIR(nn.Module):
         _check_state(state, model.state_dict())
         # Copied, since in the file they stand at odd addresses, where a product may round otherwise.
         model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
-        return model.eval()
+        return model.to(dtype=dtype).eval()
 
 
 def _check_words(name: str, words: Tensor, longest: int, vocab_size: int, also: int = 0) -> None:

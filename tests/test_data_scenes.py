@@ -16,7 +16,7 @@ pytest.importorskip("transformers", reason="the extra 'train' is not installed")
 from jair.data.baselines import bag_of_image, blind
 from jair.data.commands import COLUMNS, LINES, SIDE, sheet
 from jair.data.examples import Example
-from jair.data.scenes.captions import captions, false_caption
+from jair.data.scenes.captions import about_objects, captions, false_caption
 from jair.data.scenes.questions import KINDS, MOST_COUNTED, Question
 from jair.data.scenes.render import COLOURS, render
 from jair.data.scenes.source import ScenesSource
@@ -192,6 +192,36 @@ def test_captions_are_true_and_false_ones_false() -> None:
         wishes = [described(phrase) for phrase in parts.split(", ")]
         number = "objects" in wrong and f"{len(scene.things)}" not in wrong
         assert number or any(not any(are(t, wish) for t in scene.things) for wish in wishes), (wrong, scene)
+
+
+def test_questions_about_objects_are_answered_in_order() -> None:
+    ways = {"from left to right": (0, 1), "from right to left": (0, -1)}
+    ways |= {"from top to bottom": (1, 1), "from bottom to top": (1, -1)}
+    seen: set[str] = set()
+    for i in range(300):
+        rng = Random(i)
+        scene = ScenesSource("train").scene(rng)
+        prompt, answer = about_objects(scene, rng)
+        listed = [described(phrase) for phrase in answer.split(", ")] if answer != "none" else []
+        way = next((way for way in ways if way in prompt), None)
+        if way is None:
+            assert prompt == "what is in the picture?"
+            wanted = sorted(f"{t.colour} {t.shape}" for t in scene.things)
+            assert answer.split(", ") == wanted
+            seen.add("all")
+            continue
+        axis, sign = ways[way]
+        things = sorted(scene.things, key=lambda t: sign * (t.x, t.y)[axis])
+        for shape in ATTRIBUTES["shape"]:
+            prompt = prompt.replace(f"{shape}es", shape).replace(f"{shape}s ", f"{shape} ")
+        wish = {} if prompt.startswith("what") else described(prompt)
+        found = [t for t in things if are(t, wish)]
+        assert len(listed) == len(found), (prompt, answer, scene)
+        for said, thing in zip(listed, found, strict=True):
+            assert are(thing, said | wish)
+            assert (said | wish).keys() == ATTRIBUTES.keys()
+        seen |= {way, *wish} | ({"none"} if answer == "none" else set())
+    assert seen == {"all", "none", *ways, *ATTRIBUTES}
 
 
 def test_a_stream_goes_on_where_it_was() -> None:

@@ -33,6 +33,16 @@ def test_reloads_bit_equal(fusion: str, tmp_path: Path) -> None:
     assert all(p.requires_grad for p in loaded.parameters())
 
 
+def test_loads_in_another_dtype(tmp_path: Path) -> None:
+    model = small()
+    model.double().save_pretrained(tmp_path)
+    loaded = JAIR.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, value in model.state_dict().items():
+        other = loaded.state_dict()[name]
+        assert other.dtype == (torch.float32 if value.is_floating_point() else value.dtype), name
+        assert torch.equal(other, value.to(other.dtype)), name
+
+
 def test_unknown_and_missing_parts_are_named(tmp_path: Path) -> None:
     model = small()
     model.save_pretrained(tmp_path)

@@ -131,9 +131,9 @@ def test_image_tokens_are_the_grid_of_the_last_stage() -> None:
     stages[-1].register_forward_hook(lambda _module, _inputs, output: features.append(output))
     pixels = torch.randn(1, 3, 80, 80, dtype=torch.float64)
     tokens = model.image_encoder(pixels)
-    assert features[0].shape == (1, 128, 5, 5)
+    assert features[0].shape == (1, 96, 10, 10)
     project = model.image_encoder.project
-    rows = features[0][0].permute(1, 2, 0).reshape(25, 128) @ project.weight.T + project.bias
+    rows = features[0][0].permute(1, 2, 0).reshape(100, 96) @ project.weight.T + project.bias
     assert_close(tokens[0], rows + model.image_encoder.positions)
 
 
@@ -280,6 +280,18 @@ def test_compiles_whole() -> None:
     pixels, words, labels = batch(2)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_close(compiled(pixels, words, labels=labels).logits, model(pixels, words, labels=labels).logits)
+
+
+def test_layers_keep_the_size_of_what_passes() -> None:
+    model = JAIR(JAIRConfig.preset("tiny"))
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            # Cut off at two deviations, a normal distribution of deviation 1 has 0.88.
+            assert layer.weight.std().item() * layer.in_features**0.5 == pytest.approx(0.88, rel=0.06), name
+            assert layer.bias is None or not layer.bias.any(), name
+    stds = {"embedding.weight": 0.02, "decoder.positions": 0.02, "fusion.text_resampler.latents": 0.5}
+    for name, std in stds.items():
+        assert model.get_parameter(name).std().item() == pytest.approx(0.88 * std, rel=0.06), name
 
 
 @pytest.mark.parametrize("encoder", ["resnet_tiny", "vit"])

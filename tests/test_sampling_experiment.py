@@ -143,8 +143,8 @@ def test_an_experiment_goes_on_where_it_was_stopped(
     kept = json.loads((tmp_path / "out" / "runs" / "odm-seed0.json").read_text())
     assert (kept["settings"]["sampler"], kept["name"]) == ("odm", "ODM")
     assert list(kept["probabilities"]) == [
-        "scenes/query",
-        "scenes/relate",
+        "scenes/count",
+        "scenes/objects",
         "cc/masked",
         "coco_captions/matching",
     ]

@@ -129,6 +129,39 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
 
 
+def test_several_validation_sources(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    held = ("scenes", "scenes,task=count", "scenes,task=caption")
+    words = [word for source in held for word in ("--val", source)]
+    run(arguments(out, "--steps", "1", "--val-examples", "5", *words))
+    last = records(out)[-1]
+    for each, mean in (("val_losses", "val_loss"), ("val_accuracies", "val_accuracy")):
+        assert list(last[each]) == ["scenes/questions", "scenes/count", "scenes/caption"]
+        assert last[mean] == pytest.approx(sum(last[each].values()) / 3)
+    alone = tmp_path / "alone"
+    run(arguments(alone, "--steps", "1", "--val-examples", "5", "--val", "scenes,task=count"))
+    assert records(alone)[-1]["val_loss"] == last["val_losses"]["scenes/count"]
+
+
+def test_a_run_starts_from_a_saved_model(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(arguments(first, "--steps", "2", "--tokenizer", "data", dim=32))
+    words = ["train", str(second), "--init", str(first), "--source", "scenes,task=count", "--batch-size", "6"]
+    run([*words, "--steps", "1", "--lr", "1e-9"])
+    saved, went_on = (checkpoint.resolve(folder) for folder in (first, second))
+    assert json.loads((saved / "config.json").read_text()) == json.loads(
+        (went_on / "config.json").read_text()
+    )
+    assert (saved / "tokenizer.json").read_text() == (went_on / "tokenizer.json").read_text()
+    for name, value in weights(first).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(weights(second)[name], value, rtol=1e-5, atol=1e-7)
+    process = start([*words, "--set", "num_layers=2", "--set", "mlp_dim=8", "--resume"])
+    assert process.wait(timeout=120) == 1
+    _, err = process.communicate()
+    assert "init: expected fusion.blocks.0.fc1.weight of shape [8, 32] in" in " ".join(err.split())
+
+
 SHORT = ("--steps", "3", "--val", "scenes", "--val-every", "3", "--val-examples", "6")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from jair._files import model_folder
 from jair.encoders import optional_import
 
 Tensor = torch.Tensor
@@ -79,11 +80,12 @@ def is_whole(folder: Path) -> bool:
 
 
 def resolve(folder: Path) -> Path:
-    """A saved model's folder, or that of the newest checkpoint of a run.
+    """A saved model's folder, also by the name of one in the package, or that of a run's newest checkpoint.
 
     Raises:
         ValueError: there is neither.
     """
+    folder = model_folder(folder)
     if (folder / "config.json").exists():
         return folder
     found = newest(folder)

@@ -28,6 +28,9 @@ def train(
         Path | None, typer.Option(help="JSON with settings; options here go before it.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="tiny, base or large; default: tiny.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="A saved model to start from: its weights, sizes and tokenizer.")
+    ] = None,
     source: Annotated[
         list[str] | None, typer.Option(help="KIND:PATH[,task=...][,weight=...]; repeatable.")
     ] = None,
@@ -102,6 +105,11 @@ def _run(
     val = [val] if isinstance(val, str) else val
     shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
     shares |= {"rank": workers.rank, "world_size": workers.count}
+    if settings.get("init"):
+        start = checkpoint.resolve(Path(settings["init"]))
+        of_model = {**json.loads((start / "config.json").read_text()), **of_model}
+        own = (start / "tokenizer_config.json").exists()
+        settings.setdefault("tokenizer", str(start) if own else "bytes")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
     opened = [open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in sources]
     held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in val]

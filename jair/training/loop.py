@@ -58,6 +58,8 @@ class Trainer:
         self.tokenizer, self.workers, self.console = tokenizer, workers, console
         torch.manual_seed(plan.seed)
         self.model = JAIR(plan.model).to(workers.device)
+        if plan.init:
+            self._start_from(checkpoint.resolve(Path(plan.init)))
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
         )
@@ -89,6 +91,15 @@ class Trainer:
         )
         self.step = self.bad = self.bad_in_a_row = 0
         self.signal = 0
+
+    def _start_from(self, folder: Path) -> None:
+        """Copy the weights of a saved model of the same shapes."""
+        saved = JAIR.from_pretrained(folder).state_dict()
+        for name, value in self.model.state_dict().items():
+            if name not in saved or saved[name].shape != value.shape:
+                got = list(saved[name].shape) if name in saved else "none"
+                raise ValueError(f"init: expected {name} of shape {list(value.shape)} in {folder}, got {got}")
+        self.model.load_state_dict({name: saved[name] for name in self.model.state_dict()})
 
     def _weights(self) -> list[float]:
         from jair.data.sources import SourceSpec

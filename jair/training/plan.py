@@ -22,10 +22,10 @@ STRATEGIES = ("ddp", "fsdp")
 class TrainPlan:
     """Settings of a run.
 
-    model: what is trained. sources, val: as `SourceSpec.parse` reads them; of val the split "val" is
-    measured. steps: optimizer steps. batch_size: examples of a step over all processes. lr: the highest
-    learning rate, reached after warmup_steps and brought down to 0 along a cosine. sampler, temperature,
-    epsilon: of AdaptiveSampler.
+    model: what is trained. init: a saved model with whose weights it starts. sources, val: as
+    `SourceSpec.parse` reads them; of val the split "val" is measured. steps: optimizer steps. batch_size:
+    examples of a step over all processes. lr: the highest learning rate, reached after warmup_steps and
+    brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
     tokenizer: "bytes", "data" (trained on the sources) or a folder. keep: checkpoints. most_bad: steps in a
@@ -35,6 +35,7 @@ class TrainPlan:
     model: JAIRConfig
     sources: tuple[str, ...]
     val: tuple[str, ...] = ()
+    init: str | None = None
     steps: int = 1000
     batch_size: int = 64
     lr: float = 1e-3

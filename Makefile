@@ -43,7 +43,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 setup: $(VENV)/.built  ## virtual environment, torch, dependencies, compiled kernels
 
 test: setup  ## all tests, one process a core
-	$(PY) -m pytest --numprocesses auto --dist worksteal
+	$(PY) -m pytest --numprocesses auto --dist loadfile
 
 bench: setup  ## benchmarks against eager PyTorch and torch.compile, and the report (under 10 minutes)
 	$(PY) -m pytest benchmarks/ --benchmark-only

@@ -81,7 +81,8 @@ def main(arguments: list[str]) -> int:
     }
     files = [f"tests/test_{name}.py" for name in TESTS if (COPY / "tests" / f"test_{name}.py").exists()]
     # -s: a finding ends the process at once, with its report on stderr.
-    options = ["-q", "-s", "-p", "no:cacheprovider", "-k", LEFT_OUT, "--numprocesses", "auto"]
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-k", LEFT_OUT]
+    options += ["--numprocesses", "auto", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", *options, *files, *arguments]
     return subprocess.run(command, cwd=COPY, env=environment, check=False).returncode
 

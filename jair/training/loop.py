@@ -24,6 +24,7 @@ from jair.training.logs import Logs
 from jair.training.parallel import Workers
 from jair.training.plan import TrainPlan
 from jair.training.state import load_tensors, part, tensors_of
+from jair.training.validation import Validation
 
 Tensor = torch.Tensor
 
@@ -54,7 +55,7 @@ class Trainer:
         workers: Workers,
         console: Console,
     ) -> None:
-        self.plan, self.out, self.sources, self.val = plan, out, sources, val
+        self.plan, self.out, self.sources = plan, out, sources
         self.tokenizer, self.workers, self.console = tokenizer, workers, console
         torch.manual_seed(plan.seed)
         self.model = JAIR(plan.model).to(workers.device)
@@ -88,6 +89,9 @@ class Trainer:
             rank=workers.rank,
             count=workers.count,
             seed=plan.seed,
+        )
+        self.validation = Validation(
+            val, self.collate, examples=plan.val_examples, batch_size=plan.batch_size, workers=workers
         )
         self.step = self.bad = self.bad_in_a_row = 0
         self.signal = 0
@@ -126,8 +130,8 @@ class Trainer:
                 if logs is not None:
                     logs.add(record)
                 last = self.step == self.plan.steps
-                if self.val and (last or self.step % self.plan.val_every == 0):
-                    measured = self._validate()
+                if self.validation.sources and (last or self.step % self.plan.val_every == 0):
+                    measured = self.validation.measure(self._logits)
                     if logs is not None:
                         logs.add({"step": self.step, **measured})
                 if last or self.signal or self.step % self.plan.checkpoint_every == 0:
@@ -224,48 +228,14 @@ class Trainer:
             raise ValueError(f"loss: expected finite ones, got {self.bad_in_a_row} steps in a row without")
         return float(norm) if fine else None
 
-    def _validate(self) -> dict[str, Any]:
-        """Loss and accuracy of the validation sources, each as one, of the weights in training."""
+    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Of the weights in training, in evaluation mode."""
         self.called.eval()
-        each = {source.name: self._measure(source) for source in self.val}
-        names = {"val_loss": "val_losses", "val_accuracy": "val_accuracies"}
-        measured: dict[str, Any] = {
-            name: sum(values[name] for values in each.values()) / len(each) for name in names
-        }
-        if len(each) > 1:
-            for name, by_source in names.items():
-                measured[by_source] = {source: values[name] for source, values in each.items()}
-        return measured
-
-    @torch.no_grad()
-    def _measure(self, source: Source) -> dict[str, float]:
-        """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
-        generation says exactly.
-        """
-        held = list(source.evaluation(self.plan.val_examples))
-        examples = held[self.workers.rank :: self.workers.count]
-        sums = torch.zeros(4, dtype=torch.float64)
-        size = max(1, self.plan.batch_size // self.workers.count)
-        steps = -(-self.plan.val_examples // (size * self.workers.count))
-        for i in range(steps):
-            # All processes take part in each call, though one may have no example left.
-            chosen = examples[i * size : (i + 1) * size] or held[:1]
-            inputs = {name: value.to(self.workers.device) for name, value in self.collate(chosen).items()}
-            labels = inputs.pop("labels")
-            with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.bf16):
-                logits = self.called(
-                    **inputs, decoder_input_ids=self.model.shift_right(labels)
-                ).logits.float()
-            if i * size >= len(examples):
-                continue
-            losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
-            right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
-            kept = (labels != IGNORED).sum()
-            sums += torch.tensor(
-                [float(losses), float(kept), float(right.sum()), len(chosen)], dtype=torch.float64
-            )
-        loss, words, right_ones, count = self.workers.sum(sums.to(self.workers.device)).tolist()
-        return {"val_loss": loss / words, "val_accuracy": right_ones / count}
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.bf16):
+            output = self.called(**inputs, decoder_input_ids=self.model.shift_right(batch["labels"]))
+        logits: Tensor = output.logits.float()
+        return logits
 
     def _save(self) -> Path | None:
         state = {

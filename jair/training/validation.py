@@ -1,0 +1,76 @@
+"""What a model in training does with examples it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from jair.data.collate import IGNORED, Collator
+from jair.data.sources import Source
+from jair.training.parallel import Workers
+
+Tensor = torch.Tensor
+NAMES = {"val_loss": "val_losses", "val_accuracy": "val_accuracies"}
+
+
+class Validation:
+    """Measures of the validation sources, shared out among the processes.
+
+    Args:
+        sources: whole, the same in every process. collate: as in training. examples: of each source.
+        batch_size: over all processes. workers: this process among all.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        collate: Collator,
+        *,
+        examples: int,
+        batch_size: int,
+        workers: Workers,
+    ) -> None:
+        self.sources, self.collate, self.workers = sources, collate, workers
+        self.examples, self.size = examples, max(1, batch_size // workers.count)
+
+    def measure(self, logits_of: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Any]:
+        """val_loss and val_accuracy, of several sources their means, then also each source's own.
+
+        Args:
+            logits_of: from a batch with its labels to logits [B,T,V]; called equally often in all processes.
+        """
+        each = {source.name: self._of_source(source, logits_of) for source in self.sources}
+        measured: dict[str, Any] = {name: sum(v[name] for v in each.values()) / len(each) for name in NAMES}
+        if len(each) > 1:
+            for name, by_source in NAMES.items():
+                measured[by_source] = {source: values[name] for source, values in each.items()}
+        return measured
+
+    @torch.no_grad()
+    def _of_source(
+        self, source: Source, logits_of: Callable[[dict[str, Tensor]], Tensor]
+    ) -> dict[str, float]:
+        """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
+        generation says exactly.
+        """
+        held = list(source.evaluation(self.examples))
+        examples = held[self.workers.rank :: self.workers.count]
+        sums = torch.zeros(4, dtype=torch.float64)
+        for i in range(-(-self.examples // (self.size * self.workers.count))):
+            # All processes take part in each call, though one may have no example left.
+            chosen = examples[i * self.size : (i + 1) * self.size] or held[:1]
+            batch = {name: value.to(self.workers.device) for name, value in self.collate(chosen).items()}
+            logits, labels = logits_of(batch), batch["labels"]
+            if i * self.size >= len(examples):
+                continue
+            losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
+            right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
+            kept = (labels != IGNORED).sum()
+            sums += torch.tensor(
+                [float(losses), float(kept), float(right.sum()), len(chosen)], dtype=torch.float64
+            )
+        loss, words, right_ones, count = self.workers.sum(sums.to(self.workers.device)).tolist()
+        return {"val_loss": loss / words, "val_accuracy": right_ones / count}

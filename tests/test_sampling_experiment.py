@@ -62,19 +62,19 @@ def test_the_page_counts_examples(tmp_path: Path) -> None:
     page = write(
         tmp_path,
         [
-            result("difficulty", 0, [0.5, 0.2, 0.1]),  # 0.25 between 100 and 200 examples: after 183.3
+            result("difficulty", 0, [0.5, 0.2, 0.1]),  # 0.3 between 100 and 200 examples: after 166.7
             result("uniform", 0, [0.9, 0.5, 0.2]),
             result("uniform", 1, [0.9, 0.6, 0.3]),
             result("odm", 0, [0.9, 0.8, 0.7]),
         ],
     )
     table = rows(page)
-    assert table[0][1:3] == ["examples to loss 0.250", "examples to 75.0 %"]
-    uniform = ["uniform", "283 (283 to 283), 1 of 2 seeds", "283 (283 to 283), 1 of 2 seeds"]
+    assert table[0][1:3] == ["examples to loss 0.300", "examples to 70.0 %"]
+    uniform = ["uniform", "283 (267 to 300)", "283 (267 to 300)"]
     assert table[2] == [*uniform, "0.250 (0.200 to 0.300)", "75.0 (70.0 to 80.0)", "2"]
-    assert table[3][:3] == ["adaptive (difficulty)", "183 (183 to 183)", "183 (183 to 183)"]
+    assert table[3][:3] == ["adaptive (difficulty)", "167 (167 to 167)", "167 (167 to 167)"]
     assert table[4][:3] == ["ODM", "never", "never"]
-    assert "Adaptive against uniform sampling: to the loss, 35% fewer examples; to the accuracy, 35% " in page
+    assert "Adaptive against uniform sampling: to the loss, 41% fewer examples; to the accuracy, 41% " in page
     assert table[5] == ["rule", "easy", "hard", "noisy", "tiny"]
     assert table[7] == ["uniform", "75.0 (70.0 to 80.0)", "37.5 (35.0 to 40.0)", *table[7][3:]]
     for file, texts in (("curves.svg", {"ODM", "examples"}), ("probabilities.svg", {"uniform", "noisy"})):

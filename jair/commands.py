@@ -128,4 +128,4 @@ def generate(
     with err.status("answering"):
         pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
         answer = model.generate(pixels, words, max_new_tokens=max_new_tokens, num_beams=num_beams)
-    typer.echo(tokenizer.decode(answer[0], skip_special_tokens=True))
+    typer.echo(tokenizer.decode(answer[0], skip_special_tokens=True).strip())

@@ -70,7 +70,7 @@ def test_wheel_contents(wheel: zipfile.ZipFile) -> None:
     folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert folders == {"jair", "jair_kernels"}
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert suffixes <= {".py", ".so", ".typed", ".json", ".safetensors"}
+    assert suffixes <= {".py", ".so", ".typed", ".json", ".safetensors", ".md"}
 
 
 def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:

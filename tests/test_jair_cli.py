@@ -52,7 +52,7 @@ def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     tokenizer = transformers.ByT5Tokenizer()
     words = torch.tensor([tokenizer("What is it?").input_ids])
     answer = model.generate(to_pixels(read_image(tmp_path / "photo.png"), 64).unsqueeze(0), words)
-    assert result.stdout == tokenizer.decode(answer[0], skip_special_tokens=True) + "\n"
+    assert result.stdout == tokenizer.decode(answer[0], skip_special_tokens=True).strip() + "\n"
 
     described = jair("describe", tmp_path / "model")
     assert described.returncode == 0, described.stderr

@@ -162,7 +162,7 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
     assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
     assert kept["settings"]["steps"] == 2
     (words,) = calls(tmp_path, "concat-seed0")
-    assert words[words.index("--source") + 1] == "scenes"
+    assert words[words.index("--source") + 1] == accuracy.SOURCES[0]
     assert words[words.index("--seed") + 1] == "0"
     assert 'fusion="concat"' in words
     assert "--resume" not in words

@@ -70,3 +70,12 @@ def test_make_targets_exist() -> None:
         for target in re.findall(r"`make ([a-z-]+)", document)
     }
     assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
+
+
+def test_the_sampling_table_is_the_measured_one() -> None:
+    def rows(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("| ")]
+
+    page = (ROOT / "experiments/results/sampling/README.md").read_text()
+    (_, section) = README.split("### Experiments\n", 1)
+    assert rows(section)[:6] == rows(page)[:6]

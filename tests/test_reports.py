@@ -161,12 +161,12 @@ def test_maps_are_the_weights_row_by_row(resampler: str) -> None:
     model = JAIR(JAIRConfig.preset("tiny", resampler=resampler)).eval()
     pixels = torch.randn(2, 3, 64, 64)
     maps = image_attention(model, pixels)
-    assert maps.shape == (2, 16, 4, 4)
+    assert maps.shape == (2, 16, 8, 8)
     torch.testing.assert_close(maps.sum((-2, -1)), torch.ones(2, 16))
     image = model.image_encoder(pixels)
     weights = model.fusion.image_resampler.attention_weights(image)  # type: ignore[union-attr, operator]
     expected = weights.mean(1) if resampler == "latent" else weights
-    assert torch.equal(maps[1, 3, 2, 1], expected[1, 3, 2 * 4 + 1])
+    assert torch.equal(maps[1, 3, 2, 1], expected[1, 3, 2 * 8 + 1])
 
 
 def test_the_sheet(tmp_path: Path, picture: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -159,7 +160,11 @@ def test_a_run_starts_from_a_saved_model(tmp_path: Path) -> None:
     process = start([*words, "--set", "num_layers=2", "--set", "mlp_dim=8", "--resume"])
     assert process.wait(timeout=120) == 1
     _, err = process.communicate()
-    assert "init: expected fusion.blocks.0.fc1.weight of shape [8, 32] in" in " ".join(err.split())
+    told = re.search(
+        r"init: expected \S+fc1.weight of shape \[8, 32\] in (\S+), got \[16, 32\]$", err.strip()
+    )
+    assert told is not None
+    assert told.group(1) == str(saved)
 
 
 SHORT = ("--steps", "3", "--val", "scenes", "--val-every", "3", "--val-examples", "6")

@@ -65,7 +65,9 @@ def test_wheel_contents(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert {"jair_kernels/_C.so", "jair_kernels/py.typed", "jair/py.typed"} <= names
     for package in ("jair", "jair_kernels"):
-        files = [*ROOT.glob(f"{package}/**/*.py"), *ROOT.glob(f"{package}/**/*.json")]
+        files = [
+            file for kind in ("py", "json", "safetensors") for file in ROOT.glob(f"{package}/**/*.{kind}")
+        ]
         assert {str(path.relative_to(ROOT)) for path in files} <= names
     folders = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert folders == {"jair", "jair_kernels"}

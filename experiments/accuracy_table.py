@@ -83,10 +83,10 @@ def _setting(rows: list[Row], settings: dict[str, Any]) -> str:
     commits = sorted({result["commit"][:12] for row in rows for result in row.results})
     told = ", ".join(f"{key} {value}" for key, value in settings.items())
     return (
-        "All models are trained alike on `scenes`, each seed with its own weights and its own order of "
-        "examples. Accuracy is exact match on questions of the test split; held-out attribute combinations "
-        "are a split of their own. Spread is from the lowest to the highest seed. GMAC is of one sample with "
-        "text padded to the full length, counted as in `jair cost`.\n\n"
+        "All models start with the same image encoder and are trained alike on `scenes`, each seed with its "
+        "own weights and its own order of examples. Accuracy is exact match on questions of the test split; "
+        "held-out attribute combinations are a split of their own. Spread is from the lowest to the highest "
+        "seed. GMAC is of one sample with text padded to the full length, counted as in `jair cost`.\n\n"
         f"Settings: {told}. Machine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
     )
 

@@ -20,7 +20,6 @@ from jair import JAIRConfig, cost
 from jair._files import write_text
 from jair.runs import read_run, smoothed
 
-SHORT_TEXT = 16  # words of a question, where padding is not counted
 COMMAND = (sys.executable, "-c", "from jair.cli import main; main()")
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -158,7 +157,6 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
     return {
         "seed": seed,
         "gmac": cost.macs(config).total / 1e9,
-        "gmac_short_text": cost.macs(config, text_length=min(SHORT_TEXT, config.max_text_length)).total / 1e9,
         "parameters": cost.parameters(config),
         "settings": plan.settings(),
         "changes": changes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from experiments import mixture, sampling_report
@@ -31,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     try:
-        plan = _plan(options)
-        runs = [_run(options.out, rule, seed, plan, threads) for seed in options.seeds for rule in RULES]
+        plans = {rule: _plan(options, rule) for rule in RULES}
+        runs = [_run(options.out, seed, plan, threads) for seed in options.seeds for plan in plans.values()]
         todo = missing(runs)
     except ValueError as error:
         print(f"sampling: {error}", file=sys.stderr)
@@ -46,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _run(folder: Path, rule: str, seed: int, plan: Plan, threads: int) -> Run:
+def _run(folder: Path, seed: int, plan: Plan, threads: int) -> Run:
+    rule = plan.sampler
     path = folder / "runs" / f"{rule}-seed{seed}.json"
-    plan = replace(plan, sampler=rule)
 
     def do() -> Result:
         trained = train(seed, {}, plan, folder / "work" / path.stem, threads)
@@ -63,7 +62,7 @@ def _told(result: Result) -> str:
     return f"{told}, {result['train_seconds']:.0f} s"
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace, rule: str) -> Plan:
     sources = tuple(mixture.sources(options.data).values())
     every, examples = str(options.val_every), str(options.val_examples)
     return Plan(
@@ -72,7 +71,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
-        sampler="",
+        sampler=rule,
         tokenizer="data",
         base={**BASE, **SMALLER, **dict(field(change) for change in options.changes)},
         options=("--val-every", every, "--val-examples", examples, *options.train_option),

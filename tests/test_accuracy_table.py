@@ -30,7 +30,6 @@ def result(variant: str, seed: int, right: float, gmac: float, **more: Any) -> d
         "accuracy": right,
         "compositional": right - 0.1,
         "gmac": gmac,
-        "gmac_short_text": gmac,
         "parameters": 2_000_000,
         "settings": {"steps": 10},
         "machine": "2 cores",

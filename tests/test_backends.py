@@ -248,21 +248,14 @@ def test_without_triton(tmp_path: Path) -> None:
     expect(tmp_path, "triton", "triton is not installed", "'reference'")
 
 
-def test_without_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_without_a_gpu(backend: str, tmp_path: Path) -> None:
+    why_not = _backends.unavailable(backend) or ""
+    if "not installed" in why_not or (backend == "cuda" and not _library.has_cuda_kernels()):
+        pytest.skip(why_not)
     copy_package(tmp_path)
-    for backend in ("triton", "cuda"):
-        if "not installed" in (_backends.unavailable(backend) or "") or (
-            backend == "cuda" and not _library.has_cuda_kernels()
-        ):
-            continue
-        expect(
-            tmp_path,
-            backend,
-            "no CUDA device is available",
-            "'reference'",
-            CUDA_VISIBLE_DEVICES="",
-            TRITON_INTERPRET="0",
-        )
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    expect(tmp_path, backend, "no CUDA device is available", "'reference'", **hidden)
 
 
 @needs_library

@@ -75,12 +75,13 @@ class ScenesSource:
         name = f"{self.split}-{self.seed}-{index}"
         if self.task in CAPTION_TASKS:
             scene = self.scene(rng)
-            true = captions(scene, rng)
             if self.task == "objects":
                 prompt, answer = about_objects(scene, rng)
+                answers: tuple[str, ...] = (answer,)
             else:
+                true = captions(scene, rng)
                 prompt, answer = tasks.make(self.task, true, false_caption(scene, rng), (), rng)
-            answers = tuple(true) if self.task == "caption" else (answer,)
+                answers = tuple(true) if self.task == "caption" else (answer,)
             return Example(render(scene, self.image_size), prompt, answer, answers, name, self.task)
         question = self.question(index, rng)
         picture = render(question.scene, self.image_size)

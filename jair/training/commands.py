@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jair.config import JAIRConfig
 from jair.data.sources import Source, SourceSpec, open_source
-from jair.data.tokenizers import bytes_tokenizer, train_tokenizer
+from jair.data.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenizer
 from jair.encoders import optional_import
 from jair.training import checkpoint
 from jair.training.parallel import Workers
@@ -45,7 +45,9 @@ def train(
     sampler: Annotated[str | None, typer.Option(help="Rule of AdaptiveSampler.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Parts in which a batch is computed.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of averaged weights; 0 = none.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="bytes, data, or a folder.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="bytes, data, init (the saved model's), or a folder.")
+    ] = None,
     bf16: Annotated[bool | None, typer.Option(help="bfloat16 autocast.")] = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile.")] = None,
     augment: Annotated[bool | None, typer.Option(help="Random crops and flips.")] = None,
@@ -102,19 +104,19 @@ def _run(
     preset = preset or settings.pop("preset", "tiny")
     settings.pop("preset", None)
     sources, val = settings.pop("sources", []), settings.pop("val", [])
-    val = [val] if isinstance(val, str) else val
+    sources, val = ([texts] if isinstance(texts, str) else texts for texts in (sources, val))
     shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
     shares |= {"rank": workers.rank, "world_size": workers.count}
+    start = found
     if settings.get("init"):
-        start = checkpoint.resolve(Path(settings["init"]))
+        start = found or checkpoint.resolve(Path(settings["init"]))
         of_model = {**json.loads((start / "config.json").read_text()), **of_model}
-        own = (start / "tokenizer_config.json").exists()
-        settings.setdefault("tokenizer", str(start) if own else "bytes")
+        settings.setdefault("tokenizer", "init")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
     opened = [open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in sources]
     held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in val]
     chosen = settings.get("tokenizer", "bytes")
-    words = _tokenizer(chosen, opened, found)
+    words = _tokenizer(chosen, opened, start, found is not None)
     of_model = {"vocab_size": len(words), **of_model}
     special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
     model = JAIRConfig.preset(preset, **{**special, **of_model})
@@ -124,7 +126,8 @@ def _run(
         )
     plan = TrainPlan(model=model, sources=tuple(sources), val=tuple(val), **settings)
     console.print_json(json.dumps(plan.to_dict()))
-    trainer = Trainer(plan, out, opened, held, words, workers, console)
+    fresh = start if found is None else None
+    trainer = Trainer(plan, out, opened, held, words, workers, console, fresh)
     if found is not None:
         trainer.resume(found)
         console.print(f"going on from {found.name}")
@@ -141,10 +144,15 @@ def _run(
         typer.echo(saved)
 
 
-def _tokenizer(chosen: str, sources: list[Source], found: Path | None) -> Any:
+def _tokenizer(chosen: str, sources: list[Source], start: Path | None, resumed: bool) -> Any:
+    """The one `chosen`; `start` is the checkpoint that is resumed, or the saved model to start from."""
     if chosen == "bytes":
         return bytes_tokenizer()
-    if chosen == "data" and found is None:
+    if chosen == "init":
+        if start is None:
+            raise ValueError("tokenizer: expected 'init' with --init only")
+        return load_tokenizer(start)
+    if chosen == "data" and not resumed:
         texts = (
             text
             for source in sources
@@ -152,5 +160,5 @@ def _tokenizer(chosen: str, sources: list[Source], found: Path | None) -> Any:
             for text in (example.prompt, example.answer)
         )
         return train_tokenizer(texts)
-    folder = found if chosen == "data" else Path(chosen)
+    folder = start if chosen == "data" else Path(chosen)
     return optional_import("transformers").AutoTokenizer.from_pretrained(folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -43,6 +44,7 @@ class Trainer:
     Args:
         plan: settings. out: folder of checkpoints and logs. sources, val: opened, this process's share.
         tokenizer: of transformers. workers: this process among all. console: for progress.
+        start: a saved model whose weights are the first ones.
     """
 
     def __init__(
@@ -54,13 +56,14 @@ class Trainer:
         tokenizer: Any,
         workers: Workers,
         console: Console,
+        start: Path | None = None,
     ) -> None:
         self.plan, self.out, self.sources = plan, out, sources
         self.tokenizer, self.workers, self.console = tokenizer, workers, console
         torch.manual_seed(plan.seed)
         self.model = JAIR(plan.model).to(workers.device)
-        if plan.init:
-            self._start_from(checkpoint.resolve(Path(plan.init)))
+        if start is not None:
+            self._start_from(start)
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
         )
@@ -131,7 +134,8 @@ class Trainer:
                     logs.add(record)
                 last = self.step == self.plan.steps
                 if self.validation.sources and (last or self.step % self.plan.val_every == 0):
-                    measured = self.validation.measure(self._logits)
+                    self.called.eval()
+                    measured = self.validation.measure(partial(self._logits, self.called))
                     if logs is not None:
                         logs.add({"step": self.step, **measured})
                 if last or self.signal or self.step % self.plan.checkpoint_every == 0:
@@ -189,14 +193,8 @@ class Trainer:
 
     def _losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Sum over the words of a batch, and the mean of each example's."""
-        device = self.workers.device
-        inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-        labels = inputs.pop("labels")
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.plan.bf16):
-            logits = self.run(**inputs, decoder_input_ids=self.model.shift_right(labels)).logits
-        losses = F.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
+        logits, labels = self._logits(self.run, batch)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         words = (labels != IGNORED).sum(1).clamp(min=1)
         return losses.sum(), losses.detach().sum(1) / words
 
@@ -228,14 +226,14 @@ class Trainer:
             raise ValueError(f"loss: expected finite ones, got {self.bad_in_a_row} steps in a row without")
         return float(norm) if fine else None
 
-    def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Of the weights in training, in evaluation mode."""
-        self.called.eval()
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        with torch.autocast(self.workers.device.type, torch.bfloat16, enabled=self.plan.bf16):
-            output = self.called(**inputs, decoder_input_ids=self.model.shift_right(batch["labels"]))
-        logits: Tensor = output.logits.float()
-        return logits
+    def _logits(self, model: Callable[..., Any], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """float32 [B,T,V] and the labels, on the device."""
+        device = self.workers.device
+        inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        labels = inputs.pop("labels")
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.plan.bf16):
+            output = model(**inputs, decoder_input_ids=self.model.shift_right(labels))
+        return output.logits.float(), labels
 
     def _save(self) -> Path | None:
         state = {

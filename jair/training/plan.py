@@ -28,8 +28,8 @@ class TrainPlan:
     brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
-    tokenizer: "bytes", "data" (trained on the sources) or a folder. keep: checkpoints. most_bad: steps in a
-    row without a finite loss before giving up.
+    tokenizer: "bytes", "data" (trained on the sources), "init" (the saved model's) or a folder.
+    keep: checkpoints. most_bad: steps in a row without a finite loss before giving up.
     """
 
     model: JAIRConfig

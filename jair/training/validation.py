@@ -13,6 +13,7 @@ from jair.data.sources import Source
 from jair.training.parallel import Workers
 
 Tensor = torch.Tensor
+Forward = Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
 NAMES = {"val_loss": "val_losses", "val_accuracy": "val_accuracies"}
 
 
@@ -36,11 +37,12 @@ class Validation:
         self.sources, self.collate, self.workers = sources, collate, workers
         self.examples, self.size = examples, max(1, batch_size // workers.count)
 
-    def measure(self, logits_of: Callable[[dict[str, Tensor]], Tensor]) -> dict[str, Any]:
+    def measure(self, logits_of: Forward) -> dict[str, Any]:
         """val_loss and val_accuracy, of several sources their means, then also each source's own.
 
         Args:
-            logits_of: from a batch with its labels to logits [B,T,V]; called equally often in all processes.
+            logits_of: from a batch to logits [B,T,V] and labels, on the device; called equally often in all
+                processes.
         """
         each = {source.name: self._of_source(source, logits_of) for source in self.sources}
         measured: dict[str, Any] = {name: sum(v[name] for v in each.values()) / len(each) for name in NAMES}
@@ -50,9 +52,7 @@ class Validation:
         return measured
 
     @torch.no_grad()
-    def _of_source(
-        self, source: Source, logits_of: Callable[[dict[str, Tensor]], Tensor]
-    ) -> dict[str, float]:
+    def _of_source(self, source: Source, logits_of: Forward) -> dict[str, float]:
         """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
         generation says exactly.
         """
@@ -62,8 +62,7 @@ class Validation:
         for i in range(-(-self.examples // (self.size * self.workers.count))):
             # All processes take part in each call, though one may have no example left.
             chosen = examples[i * self.size : (i + 1) * self.size] or held[:1]
-            batch = {name: value.to(self.workers.device) for name, value in self.collate(chosen).items()}
-            logits, labels = logits_of(batch), batch["labels"]
+            logits, labels = logits_of(self.collate(chosen))
             if i * self.size >= len(examples):
                 continue
             losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")

@@ -10,13 +10,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments import tables
+from experiments.runs import Result
 from experiments.variants import OURS, REFERENCE, TABLES, VARIANTS, Variant
 from jair import plots
 from jair._files import write_text
 
-PAGE, PLOT, GUESSES = "README.md", "accuracy.svg", "baselines.json"
+PLOT, GUESSES = "accuracy.svg", "baselines.json"
 AIM = 0.65  # of the reference's operations, at no less than its accuracy
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,30 +42,23 @@ class Row:
 
 
 def load(folder: Path) -> list[Row]:
-    """The rows with at least one finished run, in the order of the table."""
-    results = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
-    rows = [
-        Row(variant, sorted((r for r in results if r["variant"] == variant.name), key=lambda r: r["seed"]))
-        for variant in VARIANTS
-    ]
-    return [row for row in rows if row.results]
+    """The rows with at least one finished run, in the table's order; raises ValueError if there are none."""
+    by_name = tables.load(folder, "variant")
+    return [Row(variant, by_name[variant.name]) for variant in VARIANTS if variant.name in by_name]
 
 
 def write(folder: Path) -> None:
     """Write README.md and accuracy.svg of the runs that are finished."""
     rows = load(folder)
-    if not rows:
-        raise ValueError(f"{folder}: expected at least one finished run, got none")
     found = folder / GUESSES
     guesses = json.loads(found.read_text()) if found.exists() else {}
     plots.save(lambda: plot(rows, guesses.get("blind")), folder / PLOT)
-    write_text(folder / PAGE, page(rows, guesses))
+    write_text(folder / tables.PAGE, page(rows, guesses))
 
 
 def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     """All tables, what was held equal, and what came out of the aim."""
-    settings = rows[0].results[0]["settings"]
-    lines = ["# Accuracy against operations", "", _setting(rows, settings), "", *_verdict(rows)]
+    lines = ["# Accuracy against operations", "", _setting(rows), "", *_verdict(rows)]
     if guesses:
         blind, colours = (100 * guesses[key] for key in ("blind", "bag_of_image"))
         told = f"{blind:.1f} % from the question alone, {colours:.1f} % with a histogram of colours"
@@ -78,16 +72,13 @@ def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _setting(rows: list[Row], settings: dict[str, Any]) -> str:
-    machines = sorted({result["machine"] for row in rows for result in row.results})
-    commits = sorted({result["commit"][:12] for row in rows for result in row.results})
-    told = ", ".join(f"{key} {value}" for key, value in settings.items())
+def _setting(rows: list[Row]) -> str:
     return (
         "All models start with the same image encoder and are trained alike on `scenes`, each seed with its "
         "own weights and its own order of examples. Accuracy is exact match on questions of the test split; "
         "held-out attribute combinations are a split of their own. Spread is from the lowest to the highest "
         "seed. GMAC is of one sample with text padded to the full length, counted as in `jair cost`.\n\n"
-        f"Settings: {told}. Machine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
+        f"{tables.provenance([result for row in rows for result in row.results])}"
     )
 
 
@@ -111,7 +102,7 @@ def _verdict(rows: list[Row]) -> list[str]:
 
 def _table(rows: list[Row], reference: float | None) -> list[str]:
     header = ["model", "GMAC", f"of {REFERENCE}", "parameters (M)", "accuracy %", "held-out %", "seeds"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    lines = [header]
     for row in rows:
         lines.append(
             [
@@ -119,19 +110,12 @@ def _table(rows: list[Row], reference: float | None) -> list[str]:
                 f"{row.gmac:.4f}",
                 "" if reference is None else f"{row.gmac / reference:.2f}",
                 f"{row.results[0]['parameters'] / 1e6:.2f}",
-                _spread(row, "accuracy"),
-                _spread(row, "compositional"),
+                tables.spread(row.values("accuracy"), 100),
+                tables.spread(row.values("compositional"), 100),
                 str(len(row.results)),
             ]
         )
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
-
-
-def _spread(row: Row, key: str) -> str:
-    values = [100 * value for value in row.values(key)]
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+    return tables.markdown(lines)
 
 
 def plot(rows: list[Row], blind: float | None = None) -> Figure:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import mixture
+from experiments import mixture, tables
 from experiments.runs import Result
 from jair import plots
 from jair._files import write_text
 from jair.data.sources import SourceSpec
+from jair.training.validation import NAMES
 
-PAGE, CURVES, SHARES = "README.md", "curves.svg", "probabilities.svg"
+CURVES, SHARES = "curves.svg", "probabilities.svg"
 BASELINE = "uniform"
 MEASURES = {"val_loss": "loss", "val_accuracy": "accuracy"}
 
@@ -40,8 +40,7 @@ class Row:
         found = [result["validations"][-1] for result in self.results]
         if source is None:
             return [record[measure] for record in found]
-        by_source = {"val_loss": "val_losses", "val_accuracy": "val_accuracies"}[measure]
-        return [record[by_source][source] for record in found]
+        return [record[NAMES[measure]][source] for record in found]
 
     def needed(self, measure: str, target: float) -> list[float | None]:
         """Examples after which the target is first reached, one a seed; None = never."""
@@ -64,21 +63,17 @@ def examples_to(result: Result, measure: str, target: float) -> float | None:
 
 
 def load(folder: Path) -> list[Row]:
-    """The rules with at least one finished run, the baseline first."""
-    results = [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
-    names = dict.fromkeys([BASELINE, *(result["rule"] for result in results)])
-    rows = [Row(name, [r for r in results if r["rule"] == name]) for name in names]
-    return [row for row in rows if row.results]
+    """The rows with at least one finished run, the baseline first; raises ValueError if there are none."""
+    by_rule = tables.load(folder, "rule")
+    return [Row(rule, by_rule[rule]) for rule in sorted(by_rule, key=lambda rule: (rule != BASELINE, rule))]
 
 
 def write(folder: Path) -> None:
     """Write README.md and the plots of the runs that are finished."""
     rows = load(folder)
-    if not rows:
-        raise ValueError(f"{folder}: expected at least one finished run, got none")
     plots.save(lambda: plot(rows), folder / CURVES)
     plots.save(lambda: shares(rows), folder / SHARES)
-    write_text(folder / PAGE, page(rows))
+    write_text(folder / tables.PAGE, page(rows))
 
 
 def targets(rows: list[Row]) -> dict[str, float]:
@@ -90,15 +85,18 @@ def page(rows: list[Row]) -> str:
     """What was compared and how, what came out, and by which source."""
     aims = targets(rows)
     first = rows[0].results[0]
-    lines = ["# What adaptive sampling buys", "", _setting(rows, first), "", *_verdict(rows, aims)]
+    lines = ["# What adaptive sampling buys", "", _setting(rows), "", *_verdict(rows, aims)]
     loss, right = aims["val_loss"], 100 * aims["val_accuracy"]
     header = ["rule", f"examples to loss {loss:.3f}", f"examples to {right:.1f} %"]
     table = [[*header, "loss at the end", "accuracy at the end %", "seeds"]]
     for row in rows:
         needed = [_needed(row, measure, aims[measure]) for measure in MEASURES]
-        ends = [_spread(row.last("val_loss")), _spread(row.last("val_accuracy"), 100, 1)]
+        ends = [
+            tables.spread(row.last("val_loss"), digits=3),
+            tables.spread(row.last("val_accuracy"), 100, 1),
+        ]
         table.append([row.name, *needed, *ends, str(len(row.results))])
-    lines += [*_markdown(table), "", f"![Loss and accuracy against examples]({CURVES})", ""]
+    lines += [*tables.markdown(table), "", f"![Loss and accuracy against examples]({CURVES})", ""]
     for measure, title, scale, digits in (
         ("val_accuracy", "Accuracy of each source at the end, %", 100, 1),
         ("val_loss", "Loss of each source at the end", 1, 3),
@@ -106,9 +104,9 @@ def page(rows: list[Row]) -> str:
         kinds = _kinds(first)
         by_source = [["rule", *kinds.values()]]
         for row in rows:
-            cells = [_spread(row.last(measure, source), scale, digits) for source in kinds]
+            cells = [tables.spread(row.last(measure, source), scale, digits) for source in kinds]
             by_source.append([row.name, *cells])
-        lines += [f"## {title}", "", *_markdown(by_source), ""]
+        lines += [f"## {title}", "", *tables.markdown(by_source), ""]
     lines += ["## Sampling probabilities of the first seed", "", f"![Probabilities]({SHARES})", ""]
     return "\n".join(lines)
 
@@ -119,15 +117,8 @@ def _kinds(result: Result) -> dict[str, str]:
     return dict(zip(specs, mixture.sources(Path()), strict=True))
 
 
-def _setting(rows: list[Row], first: Result) -> str:
+def _setting(rows: list[Row]) -> str:
     results = [result for row in rows for result in row.results]
-    machines = sorted({result["machine"] for result in results})
-    commits = sorted({result["commit"][:12] for result in results})
-    told = ", ".join(
-        f"{key} {value}"
-        for key, value in first["settings"].items()
-        if key not in ("sampler", "test_examples")
-    )
     return (
         "The same model is trained on the same mixture under each rule: an easy source (questions of "
         "`scenes` that count), a hard one (that list objects in an order), a noisy one "
@@ -136,7 +127,7 @@ def _setting(rows: list[Row], first: Result) -> str:
         "are means over the four sources' validation splits: new pictures, right captions. The targets are "
         "what every seed of uniform sampling reaches in the end. Spread is from the lowest to the highest "
         "seed.\n\n"
-        f"Settings: {told}. Machine: {'; '.join(machines)}. Commit: {', '.join(commits)}."
+        f"{tables.provenance(results, left_out=('sampler', 'test_examples'))}"
     )
 
 
@@ -147,11 +138,11 @@ def _verdict(rows: list[Row], aims: dict[str, float]) -> list[str]:
         return []
     told = []
     for measure, word in MEASURES.items():
-        base = [n for n in rows[0].needed(measure, aims[measure]) if n is not None]
-        ours = [n for n in adaptive.needed(measure, aims[measure]) if n is not None]
-        few = len(ours) < len(adaptive.results)
-        if few or not base:
-            missed = len(adaptive.results) - len(ours)
+        base, ours = (
+            [n for n in row.needed(measure, aims[measure]) if n is not None] for row in (rows[0], adaptive)
+        )
+        missed = len(adaptive.results) - len(ours)
+        if missed:
             told.append(f"of the {word}, {missed} of {len(adaptive.results)} seeds never reach the target")
             continue
         saved = 1 - statistics.fmean(ours) / statistics.fmean(base)
@@ -165,19 +156,8 @@ def _needed(row: Row, measure: str, target: float) -> str:
     reached = [value for value in values if value is not None]
     if not reached:
         return "never"
-    told = _spread(reached, 1, 0)
+    told = tables.spread(reached, digits=0)
     return told if len(reached) == len(values) else f"{told}, {len(reached)} of {len(values)} seeds"
-
-
-def _spread(values: Iterable[float], scale: float = 1, digits: int = 3) -> str:
-    scaled = [scale * value for value in values]
-    low, high = min(scaled), max(scaled)
-    return f"{statistics.fmean(scaled):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _markdown(table: list[list[str]]) -> list[str]:
-    rows = [table[0], ["---", *["---:"] * (len(table[0]) - 1)], *table[1:]]
-    return ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
 def plot(rows: list[Row]) -> Figure:

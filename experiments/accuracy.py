@@ -7,14 +7,13 @@ will, also on another machine. The page and the plot are written anew after each
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from experiments import accuracy_table
-from experiments.runs import Plan, Result, Run, call, do_all, missing, score, train
+from experiments.options import go, model, parser, threads
+from experiments.runs import Plan, Result, Run, call, score, train
 from experiments.variants import BASE, Variant, choose
 from jair._files import write_text
 
@@ -27,36 +26,35 @@ SOURCES = ("scenes,weight=0.45", "scenes,task=query,weight=0.35", "scenes,task=o
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing; 1 if a run failed."""
     options = _parser().parse_args(arguments)
-    try:
-        variants, plan = choose(options.only), _plan(options)
-        threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-        runs = [
-            _run(options.out, variant, seed, plan, threads, options.device)
-            for seed in options.seeds
-            for variant in variants
-        ]
-        todo = missing(runs)
-    except ValueError as error:
-        print(f"accuracy: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(runs)} runs, {len(todo)} to do", file=sys.stderr)
-    guesses = options.out / accuracy_table.GUESSES
-    if not guesses.exists():
-        write_text(guesses, call(["data", "baselines", "--source", plan.val[0], "--split", "test"], threads))
-    failed = do_all(todo, options.jobs, _told, lambda: accuracy_table.write(options.out))
-    if not todo:
-        accuracy_table.write(options.out)
-    return 1 if failed else 0
+
+    def guess() -> None:
+        file = options.out / accuracy_table.GUESSES
+        if not file.exists():
+            words = ["data", "baselines", "--source", options.val, "--split", "test"]
+            write_text(file, call(words, threads(options)))
+
+    write = partial(accuracy_table.write, options.out)
+    return go("accuracy", options, _runs, before=guess, told=_told, write=write)
 
 
-def _run(folder: Path, variant: Variant, seed: int, plan: Plan, threads: int, device: str | None) -> Run:
+def _runs(options: argparse.Namespace) -> list[Run]:
+    """All, with every variant of the first seed first."""
+    variants, plan = choose(options.only), _plan(options)
+    return [
+        _run(options.out, variant, seed, plan, threads(options), options.device)
+        for seed in options.seeds
+        for variant in variants
+    ]
+
+
+def _run(folder: Path, variant: Variant, seed: int, plan: Plan, cores: int, device: str | None) -> Run:
     """A row of the table with one seed."""
     path = folder / "runs" / f"{variant.name.replace(', ', '-').replace(' ', '-')}-seed{seed}.json"
 
     def do() -> Result:
         work = folder / "work" / path.stem
-        trained = train(seed, variant.changes, plan, work, threads)
-        scores = {split: score(work, split, plan, threads, device) for split in ("test", "compositional")}
+        trained = train(seed, variant.changes, plan, work, cores)
+        scores = {split: score(work, split, plan, cores, device) for split in ("test", "compositional")}
         return {
             "variant": variant.name,
             "accuracy": scores["test"]["accuracy"],
@@ -81,36 +79,16 @@ def _plan(options: argparse.Namespace) -> Plan:
         lr=options.lr,
         sampler=options.sampler,
         tokenizer=options.tokenizer,
-        base={**BASE, **dict(field(change) for change in options.changes)},
+        base=model(options, BASE),
         options=tuple(options.train_option),
         test_examples=options.test_examples,
     )
 
 
-def field(change: str) -> tuple[str, Any]:
-    """KEY=VALUE of --set, the value in JSON or as it stands.
-
-    Raises:
-        ValueError: there is no "=".
-    """
-    key, equals, value = change.partition("=")
-    if not equals:
-        raise ValueError(f"--set: expected key=value, got {change!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.accuracy", description=__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("experiments/results/accuracy"))
+    made = parser("accuracy", __doc__, steps=3000)
+    add = made.add_argument
     add("--only", action="append", default=[], metavar="NAME", help="this variant; repeatable")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--steps", type=int, default=3000)
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=1e-3)
     add("--sampler", default="temperature", help="of jair train; default: by the weights of the sources")
     add("--tokenizer", default="data", help="bytes, data or a folder")
     add(
@@ -121,12 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--val", default="scenes", help="what is scored, on the splits test and compositional")
     add("--test-examples", type=int, default=2000)
-    add("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="of JAIRConfig")
-    add("--train-option", action="append", default=[], help="further words for jair train; repeatable")
-    add("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
-    add("--threads", type=int, help="of each run; default: cores / jobs")
     add("--device", help="of the evaluation, as in jair eval")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ accuracy table, what is finished is skipped, so the experiment can be stopped an
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from experiments import mixture, sampling_report
-from experiments.accuracy import field
-from experiments.runs import Plan, Result, Run, do_all, missing, train
+from experiments.options import go, model, parser, threads
+from experiments.runs import Plan, Result, Run, train
 from experiments.variants import BASE
 
 SMALLER = {"num_layers": 2}  # so that a dozen runs fit into an hour
@@ -28,29 +28,22 @@ RULES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run what is missing; 1 if a run failed."""
     options = _parser().parse_args(arguments)
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
-    try:
-        plans = {rule: _plan(options, rule) for rule in RULES}
-        runs = [_run(options.out, seed, plan, threads) for seed in options.seeds for plan in plans.values()]
-        todo = missing(runs)
-    except ValueError as error:
-        print(f"sampling: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(runs)} runs, {len(todo)} to do", file=sys.stderr)
-    if todo:
-        mixture.write(options.data)
-    failed = do_all(todo, options.jobs, _told, lambda: sampling_report.write(options.out))
-    if not todo:
-        sampling_report.write(options.out)
-    return 1 if failed else 0
+    draw, write = partial(mixture.write, options.data), partial(sampling_report.write, options.out)
+    return go("sampling", options, _runs, before=draw, told=_told, write=write)
 
 
-def _run(folder: Path, seed: int, plan: Plan, threads: int) -> Run:
+def _runs(options: argparse.Namespace) -> list[Run]:
+    """All, with every rule of the first seed first."""
+    plans = [_plan(options, rule) for rule in RULES]
+    return [_run(options.out, seed, plan, threads(options)) for seed in options.seeds for plan in plans]
+
+
+def _run(folder: Path, seed: int, plan: Plan, cores: int) -> Run:
     rule = plan.sampler
     path = folder / "runs" / f"{rule}-seed{seed}.json"
 
     def do() -> Result:
-        trained = train(seed, {}, plan, folder / "work" / path.stem, threads)
+        trained = train(seed, {}, plan, folder / "work" / path.stem, cores)
         return {"rule": rule, "name": RULES[rule], **trained}
 
     return Run(f"{RULES[rule]}, seed {seed}", path, plan, do)
@@ -73,27 +66,18 @@ def _plan(options: argparse.Namespace, rule: str) -> Plan:
         lr=options.lr,
         sampler=rule,
         tokenizer="data",
-        base={**BASE, **SMALLER, **dict(field(change) for change in options.changes)},
+        base=model(options, {**BASE, **SMALLER}),
         options=("--val-every", every, "--val-examples", examples, *options.train_option),
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m experiments.sampling", description=__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("experiments/results/sampling"))
+    made = parser("sampling", __doc__, steps=400)
+    add = made.add_argument
     add("--data", type=Path, default=Path("build/mixture"), help="folder in which the mixture is drawn")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--steps", type=int, default=400)
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=1e-3)
     add("--val-every", type=int, default=50)
     add("--val-examples", type=int, default=300, help="of each source")
-    add("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="of JAIRConfig")
-    add("--train-option", action="append", default=[], help="further words for jair train; repeatable")
-    add("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")
-    add("--threads", type=int, help="of each run; default: cores / jobs")
-    return parser
+    return made
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and models that come with the package."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,15 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-PRETRAINED = Path(__file__).parent / "pretrained"
-
-
-def model_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder itself; or, where there is none, that of the model of this name in the package."""
-    path = Path(folder)
-    shipped = PRETRAINED / path.name
-    return shipped if path == Path(path.name) and not path.exists() and shipped.is_dir() else path
 
 
 @contextmanager

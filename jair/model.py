@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
 from jair._checks import whole_numbers
-from jair._files import model_folder
 from jair._parameters import WORD, reset
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
@@ -30,6 +29,7 @@ from jair.encoders import (
     optional_import,
     with_settings,
 )
+from jair.pretrained import model_folder
 from jair_kernels import _checks as check
 
 if TYPE_CHECKING:

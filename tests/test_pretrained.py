@@ -16,11 +16,11 @@ pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 from typer.testing import CliRunner
 
 from jair import JAIR
-from jair._files import PRETRAINED, model_folder
 from jair.commands import app
+from jair.pretrained import FOLDER, model_folder
 
 ROOT = Path(__file__).parents[1]
-CARD = (PRETRAINED / "tiny" / "README.md").read_text()
+CARD = (FOLDER / "tiny" / "README.md").read_text()
 
 
 def jair(*words: str) -> str:
@@ -31,7 +31,7 @@ def jair(*words: str) -> str:
 
 def test_a_name_is_a_folder_unless_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert model_folder("tiny") == PRETRAINED / "tiny"
+    assert model_folder("tiny") == FOLDER / "tiny"
     assert model_folder("runs/tiny") == Path("runs/tiny")
     assert model_folder("huge") == Path("huge")
     (tmp_path / "tiny").mkdir()
@@ -39,7 +39,7 @@ def test_a_name_is_a_folder_unless_there_is_one(tmp_path: Path, monkeypatch: pyt
 
 
 def test_it_is_small_and_is_loaded_as_asked() -> None:
-    assert sum(file.stat().st_size for file in (PRETRAINED / "tiny").iterdir()) < 5e6
+    assert sum(file.stat().st_size for file in (FOLDER / "tiny").iterdir()) < 5e6
     assert JAIR.from_pretrained("tiny").embedding.weight.dtype == torch.float16
     assert JAIR.from_pretrained("tiny", dtype=torch.float32).embedding.weight.dtype == torch.float32
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from jair._files import model_folder
 from jair.encoders import optional_import
+from jair.pretrained import model_folder
 
 Tensor = torch.Tensor
 PREFIX, MARK = "checkpoint-", "complete.json"

@@ -80,9 +80,9 @@ def main(arguments: list[str]) -> int:
         "OMP_NUM_THREADS": "2",
     }
     files = [f"tests/test_{name}.py" for name in TESTS if (COPY / "tests" / f"test_{name}.py").exists()]
-    # -s: a finding ends the process at once, with its report on stderr.
+    # -s: a finding ends its process at once, with the report on stderr, and no other takes its place.
     options = ["-q", "-s", "-p", "no:cacheprovider", "-k", LEFT_OUT]
-    options += ["--numprocesses", "auto", "--dist", "loadfile"]
+    options += ["--numprocesses", "auto", "--dist", "loadfile", "--max-worker-restart", "0"]
     command = [sys.executable, "-m", "pytest", *options, *files, *arguments]
     return subprocess.run(command, cwd=COPY, env=environment, check=False).returncode
 

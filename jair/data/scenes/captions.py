@@ -1,4 +1,4 @@
-"""Captions of scenes: true ones, and false ones that differ in one attribute."""
+"""Captions of scenes, true ones and false ones that differ in one attribute; and lists of their objects."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ ORDERS: dict[str, Callable[[Thing], float]] = {
     "from top to bottom": lambda thing: thing.y,
     "from bottom to top": lambda thing: -thing.y,
 }
+# Of questions about objects: for all of them; of the others, for all in an order; of the rest, for an attribute
+# that some object has.
+ALL, ALL_IN_ORDER, THERE = 0.2, 0.25, 0.85
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
@@ -44,15 +47,15 @@ def about_objects(scene: Scene, rng: Random) -> tuple[str, str]:
     """A question whose answer lists objects, and the answer: all of them, those in an order across the
     picture, or only those with some attribute.
     """
-    if rng.random() < 0.2:
+    if rng.random() < ALL:
         names = sorted(describe({"colour": thing.colour, "shape": thing.shape}) for thing in scene.things)
         return "what is in the picture?", ", ".join(names)
     order = rng.choice(list(ORDERS))
     things = sorted(scene.things, key=ORDERS[order])
-    if rng.random() < 0.25:
+    if rng.random() < ALL_IN_ORDER:
         return f"what is in the picture {order}?", ", ".join(_whole(thing) for thing in things)
     name = rng.choice(list(ATTRIBUTES))
-    value = getattr(rng.choice(things), name) if rng.random() < 0.85 else rng.choice(ATTRIBUTES[name])
+    value = getattr(rng.choice(things), name) if rng.random() < THERE else rng.choice(ATTRIBUTES[name])
     found = [thing for thing in things if getattr(thing, name) == value]
     told = [other for other in ATTRIBUTES if other != name or name == "shape"]
     names = [describe({other: getattr(thing, other) for other in told}) for thing in found]

@@ -14,8 +14,8 @@ ORDERS: dict[str, Callable[[Thing], float]] = {
     "from top to bottom": lambda thing: thing.y,
     "from bottom to top": lambda thing: -thing.y,
 }
-# Of questions about objects: for all of them; of the others, for all in an order; of the rest, for an attribute
-# that some object has.
+# Of questions about objects, those for all of them; of the others, for all in an order; of the rest, for an
+# attribute that some object has.
 ALL, ALL_IN_ORDER, THERE = 0.2, 0.25, 0.85
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 

@@ -20,6 +20,7 @@ from training_runs import SMALL, VIT, arguments, records, run, start
 
 from jair import JAIR, JAIRConfig
 from jair.training import checkpoint
+from jair.training.parameters import freeze
 from jair.training.plan import TrainPlan
 
 STEPS = (
@@ -169,6 +170,39 @@ def test_a_run_starts_from_a_saved_model(tokenizer: str, tmp_path: Path) -> None
     assert checkpoint.resolve(second).name == "checkpoint-00000002"
 
 
+def test_frozen_modules_stay_as_they_are(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(arguments(first, "--steps", "2", dim=32))
+    names = ("image_encoder.backbone", "text_encoder.layers.0")
+    words = [word for name in names for word in ("--freeze", name)]
+    options = ["--init", str(first), "--source", "scenes", "--batch-size", "6", *words]
+    run(["train", str(second), *options, "--steps", "1"])
+    run(["train", str(second), *options, "--steps", "2", "--resume"])
+    before, after = weights(first), weights(second)
+    for name, value in before.items():
+        held = name.startswith(tuple(f"{module}." for module in names))
+        # Of the keys' biases the gradient is zero, that of a gate with nothing to add may be.
+        if held or "weight" in name or "running" in name:
+            assert torch.equal(after[name], value) == held, name
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("image_encoder", "eyes"), "freeze: expected modules of the model like 'image_encoder', got 'eyes'"),
+        (("",), "freeze: expected modules of the model like 'image_encoder', got ''"),
+        (
+            ("image_encoder", "embedding", "text_encoder", "fusion", "fused_norm", "decoder"),
+            "freeze: expected to leave something to train, got image_encoder, embedding, .* decoder",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_frozen(names: tuple[str, ...], message: str) -> None:
+    model = JAIR(JAIRConfig.preset("tiny", **SMALL))
+    with pytest.raises(ValueError, match=message):
+        freeze(model, names)
+
+
 SHORT = ("--steps", "3", "--val", "scenes", "--val-every", "3", "--val-examples", "6")
 
 
@@ -229,7 +263,7 @@ def test_learning_rate() -> None:
 
 
 def test_a_plan_survives_json() -> None:
-    made = plan(ema=0.9, val=("scenes",))
+    made = plan(ema=0.9, val=("scenes",), freeze=("embedding",))
     assert TrainPlan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 

@@ -17,7 +17,7 @@ from jair.data.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenize
 from jair.encoders import optional_import
 from jair.training import checkpoint
 from jair.training.parallel import Workers
-from jair.training.plan import TrainPlan, read_settings
+from jair.training.plan import LISTS, TrainPlan, read_settings
 
 TOKENIZER_EXAMPLES = 5_000  # of each source, from which the tokenizer "data" is made
 
@@ -30,6 +30,9 @@ def train(
     preset: Annotated[str | None, typer.Option(help="tiny, base or large; default: tiny.")] = None,
     init: Annotated[
         str | None, typer.Option(help="A saved model to start from: its weights, sizes and tokenizer.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None, typer.Option(help="A module that is not trained, as image_encoder; repeatable.")
     ] = None,
     source: Annotated[
         list[str] | None, typer.Option(help="KIND:PATH[,task=...][,weight=...]; repeatable.")
@@ -69,7 +72,7 @@ def train(
     given = {name: value for name, value in locals().items() if value is not None}
     settings = read_settings(config) if config is not None else {}
     settings |= {name: given[name] for name in _FIELDS if name in given}
-    for name, chosen in (("sources", source), ("val", val)):
+    for name, chosen in (("sources", source), ("val", val), ("freeze", freeze)):
         if chosen:
             settings[name] = chosen
     workers = Workers.join()
@@ -83,9 +86,7 @@ def train(
         workers.leave()
 
 
-_FIELDS = tuple(
-    field.name for field in dataclasses.fields(TrainPlan) if field.name not in ("model", "sources", "val")
-)
+_FIELDS = tuple(field.name for field in dataclasses.fields(TrainPlan) if field.name not in ("model", *LISTS))
 
 
 def _run(
@@ -103,8 +104,8 @@ def _run(
     of_model = {**settings.pop("model", {}), **parse_changes(changes)}
     preset = preset or settings.pop("preset", "tiny")
     settings.pop("preset", None)
-    sources, val = settings.pop("sources", []), settings.pop("val", [])
-    sources, val = ([texts] if isinstance(texts, str) else texts for texts in (sources, val))
+    lists = {name: settings.pop(name, []) for name in LISTS}
+    lists = {name: [texts] if isinstance(texts, str) else texts for name, texts in lists.items()}
     shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
     shares |= {"rank": workers.rank, "world_size": workers.count}
     start = found
@@ -113,8 +114,10 @@ def _run(
         of_model = {**json.loads((start / "config.json").read_text()), **of_model}
         settings.setdefault("tokenizer", "init")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
-    opened = [open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in sources]
-    held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in val]
+    opened = [
+        open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in lists["sources"]
+    ]
+    held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in lists["val"]]
     chosen = settings.get("tokenizer", "bytes")
     words = _tokenizer(chosen, opened, start, found is not None)
     of_model = {"vocab_size": len(words), **of_model}
@@ -124,7 +127,8 @@ def _run(
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
         )
-    plan = TrainPlan(model=model, sources=tuple(sources), val=tuple(val), **settings)
+    sources, val, frozen = (tuple(lists[name]) for name in LISTS)
+    plan = TrainPlan(model=model, sources=sources, val=val, freeze=frozen, **settings)
     console.print_json(json.dumps(plan.to_dict()))
     fresh = start if found is None else None
     trainer = Trainer(plan, out, opened, held, words, workers, console, fresh)

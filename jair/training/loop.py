@@ -23,6 +23,7 @@ from jair.training import checkpoint
 from jair.training.batches import Batches
 from jair.training.logs import Logs
 from jair.training.parallel import Workers
+from jair.training.parameters import freeze, groups
 from jair.training.plan import TrainPlan
 from jair.training.state import load_tensors, part, tensors_of
 from jair.training.validation import Validation
@@ -64,13 +65,14 @@ class Trainer:
         self.model = JAIR(plan.model).to(workers.device)
         if start is not None:
             self._start_from(start)
+        self.frozen = freeze(self.model, plan.freeze)
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
         )
         self.called = workers.wrap(self.model, plan.strategy)
         self.run = torch.compile(self.called) if plan.compile else self.called
         self.optimizer = torch.optim.AdamW(
-            _groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98)
+            groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98)
         )
         sizes = [
             max(1, round(source.size * weight))
@@ -161,6 +163,8 @@ class Trainer:
         words = torch.tensor(float(sum((part["labels"] != IGNORED).sum() for part in batch.parts)))
         total_words = float(self.workers.sum(words.to(self.workers.device)))
         self.called.train()
+        for module in self.frozen:
+            module.eval()
         each, loss = [], 0.0
         for inputs in batch.parts:
             words_loss, of_examples = self._losses(inputs)
@@ -286,12 +290,3 @@ class Trainer:
         self.bad, self.bad_in_a_row = state["bad"]
         self.sampler.load_state_dict(state["sampler"])
         self.batches.load_state_dict(state["batches"][self.workers.rank])
-
-
-def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases, norms, gates and embeddings do not."""
-    decay: list[Tensor] = []
-    other: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        (decay if parameter.ndim > 1 and "embedding" not in name else other).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]

@@ -16,6 +16,7 @@ from jair.data.sources import SourceSpec
 from jair_kernels import _checks as check
 
 STRATEGIES = ("ddp", "fsdp")
+LISTS = ("sources", "val", "freeze")  # fields that are tuples of str
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TrainPlan:
     `SourceSpec.parse` reads them; of val the split "val" is measured. steps: optimizer steps. batch_size:
     examples of a step over all processes. lr: the highest learning rate, reached after warmup_steps and
     brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
+    freeze: modules that stay as they start, by their names in JAIR, as "image_encoder".
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
     tokenizer: "bytes", "data" (trained on the sources), "init" (the saved model's) or a folder.
@@ -36,6 +38,7 @@ class TrainPlan:
     sources: tuple[str, ...]
     val: tuple[str, ...] = ()
     init: str | None = None
+    freeze: tuple[str, ...] = ()
     steps: int = 1000
     batch_size: int = 64
     lr: float = 1e-3
@@ -90,13 +93,13 @@ class TrainPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {**dataclasses.asdict(self), "sources": list(self.sources), "val": list(self.val)}
+        return {**dataclasses.asdict(self), **{name: list(getattr(self, name)) for name in LISTS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainPlan:
         """From what `to_dict` gave."""
         model = JAIRConfig.from_dict(values["model"])
-        lists = {name: tuple(values[name]) for name in ("sources", "val")}
+        lists = {name: tuple(values[name]) for name in LISTS}
         return cls(**{**values, **lists, "model": model})
 
 

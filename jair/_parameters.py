@@ -1,7 +1,9 @@
 """How parameters of the model start: so that what passes through a layer keeps its size, at any width.
 
 A linear layer starts with deviation sqrt(1 / fan-in): 0.036 at a width of 768, near the 0.02 of ViT and BERT,
-but 0.09 at 128, where layers of 0.02 add next to nothing to their residual stream and learn late.
+but 0.09 at 128, where layers of 0.02 add next to nothing to their residual stream and learn late. What goes
+into the first layers is of size 1, or layers that look at all tokens would make all tokens look alike: words
+start with sqrt(1 / D), enter times sqrt(D) and give logits as they are (Vaswani et al., 1706.03762, 3.4).
 """
 
 from __future__ import annotations
@@ -9,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-WORD = 0.02  # the embedding is the output layer too: its logits start small
-POSITION = 0.02  # of words, no larger than they; and which modality a token is of
-GRID = 0.5  # positions in an image, and latents, which have to differ from one another from the start
-LATENT = 0.5
+POSITION = 0.3  # of words, beside words of 1; and which modality a token is of
+GRID = 0.5  # positions in an image
+LATENT = 2.0  # so that latents start with different tokens, not all with the mean
 
 
 def truncated_normal(

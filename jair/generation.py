@@ -43,9 +43,9 @@ class NextWord:
         """words [B,T] -> float32 [B,V] for word T."""
         model = self.model
         if self.state is not None:
-            hidden = model.decoder.step(model.embedding(words[:, -1]), self.state)
+            hidden = model.decoder.step(model.embed(words[:, -1]), self.state)
         else:
-            hidden = model.decoder(model.embedding(words), self.tokens, self.mask)[:, -1]
+            hidden = model.decoder(model.embed(words), self.tokens, self.mask)[:, -1]
         return model.lm_head(hidden).float()
 
     def reorder(self, rows: Tensor) -> None:

@@ -98,7 +98,7 @@ class GraphedGenerate:
         self.state = self.model.decoder.start(tokens, mask, self.steps, beams=1)
 
     def _say_step(self) -> None:
-        hidden = self.model.decoder.step(self.model.embedding(self.word), self.state)
+        hidden = self.model.decoder.step(self.model.embed(self.word), self.state)
         self.word.copy_(self.model.lm_head(hidden).float().argmax(dim=-1))
 
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
 from jair._checks import whole_numbers
-from jair._parameters import WORD, reset
+from jair._parameters import reset
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
 from jair.decoder import Decoder
@@ -50,17 +50,18 @@ class JAIR(nn.Module):
     """Image and question in, words out: encoders, joint adaptive fusion (or another), decoder.
 
         image = W1 ResNet(pixel_values) + positions                             Eq. 1
-        text  = encoder(embedding(input_ids))
+        text  = encoder(sqrt(D) embedding(input_ids))
         fused = LN(fusion(image, text))                                         Eq. 2 to Eq. 4
-        logits = embedding^T decoder(embedding(decoder_input_ids), fused)
+        logits = embedding^T decoder(sqrt(D) embedding(decoder_input_ids), fused)
 
     Encoders, decoder, the tied embedding and the LayerNorm after the fusion are our decision. `config.fusion`
     chooses between JAIR's and those it is compared with. In training mode the ResNet's batch norms mix the
     samples of a batch: call `eval()` before asking for answers.
 
-    Layers start with truncated normals of deviation sqrt(1 / fan-in) and zero biases, words
-    and their positions with 0.02, positions in images and latents with 0.5 (our decision); ResNet and ViT as
-    in transformers; an encoder given as a checkpoint starts with its weights.
+    Layers start with truncated normals of deviation sqrt(1 / fan-in) and zero biases, words with sqrt(1 / D),
+    their positions with 0.3, positions in images with 0.5, latents with 2 (our decision); ResNet and ViT as
+    in transformers; an encoder given as a checkpoint starts with its weights. With a T5 checkpoint, words
+    enter as they are, and logits are divided by sqrt(D).
     """
 
     def __init__(self, config: JAIRConfig) -> None:
@@ -71,12 +72,13 @@ class JAIR(nn.Module):
         self.text_encoder: TextEncoder | T5TextEncoder
         if config.text_encoder == "transformer":
             self.text_encoder = TextEncoder(config)
-            reset(self.embedding.weight, WORD)
+            reset(self.embedding.weight, config.dim**-0.5)
+            self.word_scale, self.head_scale = config.dim**0.5, 1.0
         else:
             self.text_encoder = T5TextEncoder(config)
             self.embedding.weight = nn.Parameter(self.text_encoder.take_embedding())
-        # T5's words are vectors of size sqrt(D) or more: its own tied head divides by that, and so does ours.
-        self.head_scale = 1.0 if config.text_encoder == "transformer" else config.dim**-0.5
+            # T5's words enter as they are, and its own tied head divides by sqrt(D).
+            self.word_scale, self.head_scale = 1.0, config.dim**-0.5
         self.fusion = FUSIONS[config.fusion](config)
         self.fused_norm = nn.LayerNorm(config.dim, config.eps)
         self.decoder = Decoder(config)
@@ -110,7 +112,7 @@ class JAIR(nn.Module):
         longest, words = self.config.max_target_length, self.config.vocab_size
         _check_words("decoder_input_ids", decoder_input_ids, longest, words)
         tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
-        logits = self.lm_head(self.decoder(self.embedding(decoder_input_ids), tokens, mask))
+        logits = self.lm_head(self.decoder(self.embed(decoder_input_ids), tokens, mask))
         if labels is None:
             return JAIROutput(None, logits)
         if labels.shape != decoder_input_ids.shape:
@@ -146,9 +148,14 @@ class JAIR(nn.Module):
                 f"got {list(attention_mask.shape)}"
             )
         mask = attention_mask.bool()
-        text = self.text_encoder(self.embedding(input_ids), mask)
+        text = self.text_encoder(self.embed(input_ids), mask)
         tokens, kept = self.fusion(self.image_encoder(pixel_values), text, mask)
         return self.fused_norm(tokens), kept
+
+    def embed(self, words: Tensor) -> Tensor:
+        """words int64 [...] -> [...,D], as text encoder and decoder read them."""
+        y: Tensor = self.embedding(words) * self.word_scale
+        return y
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """hidden [...,D] -> logits [...,V], by the embedding itself."""

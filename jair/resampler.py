@@ -29,7 +29,7 @@ class LatentResampler(nn.Module):
         attend_latents: keys are the tokens and the latents, as in Flamingo's resampler; needs D_kv = D.
         method: "projected", "absorbed" or "auto", see the operation; equal to rounding.
 
-    Starts with truncated normals of deviation sqrt(1 / fan-in), of 0.5 the latents, and a zero bias.
+    Starts with truncated normals of deviation sqrt(1 / fan-in), of 2 the latents, and a zero bias.
     """
 
     def __init__(

@@ -389,3 +389,5 @@ def test_a_tokenizer_of_the_data_is_found_beside_the_model(tmp_path: Path) -> No
     words = load_tokenizer(tmp_path)("what colour is the cat?", add_special_tokens=False).input_ids
     assert len(words) < 12
     assert load_tokenizer(tmp_path).decode(words).strip() == "what colour is the cat?"
+    other = "Où sont les 42 chats ?"  # not a byte of it is lost
+    assert made.decode(made(other, add_special_tokens=False).input_ids).strip() == other

@@ -35,14 +35,20 @@ def load_tokenizer(checkpoint: Path) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
-    """A byte-level BPE of the texts with at most vocab_size words; 0 pads, 1 ends, 2 is unknown."""
+    """A byte-level BPE of the texts with at most vocab_size >= 258 words; 0 pads, 1 ends.
+
+    All bytes are words, so that it can write what the texts did not have.
+    """
     library, transformers = optional_import("tokenizers"), optional_import("transformers")
-    special = ["<pad>", "</s>", "<unk>"]
-    model = library.Tokenizer(library.models.BPE(unk_token="<unk>"))
-    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bytes_of = library.pre_tokenizers.ByteLevel
+    model = library.Tokenizer(library.models.BPE())
+    model.pre_tokenizer = bytes_of(add_prefix_space=True)
     model.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
-    model.train_from_iterator(texts, trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=sorted(bytes_of.alphabet()),
+        show_progress=False,
     )
+    model.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="</s>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -26,8 +27,19 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a run: the sources it learns from, for how many steps."""
+
+    sources: tuple[str, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Settings of a run but for its model's and its seed; a finished run is kept only under the same plan."""
+    """Settings of a run but for its model's and its seed; a finished run is kept only under the same plan.
+
+    `stages` come before the one with `sources` and `steps`; each goes on with the weights of the last.
+    """
 
     sources: tuple[str, ...]
     val: tuple[str, ...]
@@ -39,10 +51,12 @@ class Plan:
     base: dict[str, Any]  # fields of JAIRConfig, on top of the preset "tiny"
     options: tuple[str, ...]  # further ones of jair train
     test_examples: int = 0  # of each split that is scored after the training
+    stages: tuple[Stage, ...] = ()
 
     def settings(self) -> Result:
-        """As plain JSON."""
-        return json.loads(json.dumps(self.__dict__))  # type: ignore[no-any-return]
+        """As plain JSON; without `stages` if there are none."""
+        values: Result = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {name: value for name, value in values.items() if value or name != "stages"}
 
 
 @dataclass(frozen=True)
@@ -137,23 +151,27 @@ def do(run: Run) -> Result:
 def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: int) -> Result:
     """Train in the folder `work`, going on where an earlier attempt was stopped.
 
+    The stages before the last have folders beside it.
+
     Raises:
         RunFailed: the training failed.
     """
     start = time.monotonic()
-    arguments = ["train", str(work), "--preset", "tiny", "--seed", str(seed)]
-    for option, texts in (("--source", plan.sources), ("--val", plan.val)):
-        for text in texts:
-            arguments += [option, text]
-    arguments += ["--steps", str(plan.steps), "--batch-size", str(plan.batch_size), "--lr", str(plan.lr)]
-    arguments += ["--sampler", plan.sampler, "--tokenizer", plan.tokenizer, *plan.options]
+    stages = (*plan.stages, Stage(plan.sources, plan.steps))
+    folders = [work.with_name(f"{work.name}-stage{i}") for i in range(len(plan.stages))] + [work]
+    fresh = ["--preset", "tiny", "--tokenizer", plan.tokenizer]
     for key, value in {**plan.base, **changes}.items():
-        arguments += ["--set", f"{key}={json.dumps(value)}"]
-    if work.exists():
-        arguments.append("--resume")
-    checkpoint = Path(call(arguments, threads).strip().splitlines()[-1])
+        fresh += ["--set", f"{key}={json.dumps(value)}"]
+    curve, steps, checkpoint = [], 0, work
+    for stage, folder in zip(stages, folders, strict=True):
+        begin = fresh if stage is stages[0] else ["--init", str(checkpoint)]
+        resume = ["--resume"] if folder.exists() else []
+        words = ["train", str(folder), *begin, *_words(seed, stage, plan), *resume]
+        checkpoint = Path(call(words, threads).strip().splitlines()[-1])
+        run = read_run(folder)
+        curve += [(r["step"] + steps, r["loss"]) for r in run.steps if r["loss"] is not None]
+        steps += stage.steps
     config = JAIRConfig.from_dict(json.loads((checkpoint / "config.json").read_text()))
-    run = read_run(work)
     return {
         "seed": seed,
         "gmac": cost.macs(config).total / 1e9,
@@ -161,7 +179,7 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
         "settings": plan.settings(),
         "changes": changes,
         "config": config.to_dict(),
-        "curve": _curve([(r["step"], r["loss"]) for r in run.steps if r["loss"] is not None]),
+        "curve": _curve(curve),
         "probabilities": {
             name: _curve(run.of_source("probabilities", name)) for name in run.sources("probabilities")
         },
@@ -169,6 +187,16 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
         "train_seconds": time.monotonic() - start,
         **provenance(),
     }
+
+
+def _words(seed: int, stage: Stage, plan: Plan) -> list[str]:
+    """Of jair train, the same for every model."""
+    words = ["--seed", str(seed)]
+    for option, texts in (("--source", stage.sources), ("--val", plan.val)):
+        for text in texts:
+            words += [option, text]
+    words += ["--steps", str(stage.steps), "--batch-size", str(plan.batch_size), "--lr", str(plan.lr)]
+    return [*words, "--sampler", plan.sampler, *plan.options]
 
 
 def _curve(pairs: Sequence[tuple[int, float]]) -> dict[str, list[float]]:

@@ -13,14 +13,31 @@ from pathlib import Path
 
 from experiments import accuracy_table
 from experiments.options import go, model, parser, threads
-from experiments.runs import Plan, Result, Run, call, score, train
+from experiments.runs import Plan, Result, Run, Stage, call, score, train
 from experiments.variants import BASE, Variant, choose
 from jair._files import write_text
 
-# Lists of objects teach what words look like, and queries, the plainest questions, how to find what they
-# name; the other kinds are learned once that is. With all kinds alike and lists of objects, a model was still
-# near guessing after 80,000 examples.
-SOURCES = ("scenes,weight=0.45", "scenes,task=query,weight=0.35", "scenes,task=objects,weight=0.2")
+# What is learned in which order: the share of all steps, and the weights of the kinds in it. Lists
+# of objects teach what words look like, queries how to find what they name; "is there", counting and the
+# rest build on that. With all kinds alike from the start, a model is near guessing after 80,000 examples.
+LESSONS: tuple[tuple[float, dict[str, float]], ...] = (
+    (0.35, {"query": 50, "objects": 20, "verify": 6, "count": 6, "compare": 6, "logical": 6, "relate": 6}),
+    (0.3, {"query": 20, "objects": 6, "verify": 40, "count": 20, "compare": 2, "logical": 6, "relate": 6}),
+    (0.35, {"query": 5, "objects": 5, "verify": 10, "count": 10, "compare": 10, "logical": 25, "relate": 35}),
+)
+STEPS = 8000
+OPTIONS = ("--freeze", "image_encoder.backbone", "--val-every", "1000")
+
+
+def lessons(steps: int) -> tuple[Stage, ...]:
+    """Those of `LESSONS` in so many steps, at least one each."""
+    return tuple(
+        Stage(
+            tuple(f"scenes,task={kind},weight={weight}" for kind, weight in weights.items()),
+            max(1, round(share * steps)),
+        )
+        for share, weights in LESSONS
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,32 +88,29 @@ def _told(result: Result) -> str:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
+    given = Stage(tuple(options.source), options.steps)
+    *first, last = [given] if options.source else lessons(options.steps)
     return Plan(
-        sources=tuple(options.source or SOURCES),
+        stages=tuple(first),
+        sources=last.sources,
         val=(options.val,),
-        steps=options.steps,
+        steps=last.steps,
         batch_size=options.batch_size,
         lr=options.lr,
-        sampler=options.sampler,
+        sampler="temperature",  # by the weights of the sources
         tokenizer=options.tokenizer,
         base=model(options, BASE),
-        options=tuple(options.train_option),
+        options=(*OPTIONS, *options.train_option),
         test_examples=options.test_examples,
     )
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser("accuracy", __doc__, steps=3000)
+    made = parser("accuracy", __doc__, steps=STEPS, batch_size=16, lr=4e-4)
     add = made.add_argument
     add("--only", action="append", default=[], metavar="NAME", help="this variant; repeatable")
-    add("--sampler", default="temperature", help="of jair train; default: by the weights of the sources")
     add("--tokenizer", default="data", help="bytes, data or a folder")
-    add(
-        "--source",
-        action="append",
-        default=[],
-        help=f"as in jair train; repeatable; default: {' '.join(SOURCES)}",
-    )
+    add("--source", action="append", default=[], help="as in jair train, instead of the lessons; repeatable")
     add("--val", default="scenes", help="what is scored, on the splits test and compositional")
     add("--test-examples", type=int, default=2000)
     add("--device", help="of the evaluation, as in jair eval")

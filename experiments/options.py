@@ -13,15 +13,17 @@ from typing import Any
 from experiments.runs import Result, Run, do_all, missing
 
 
-def parser(name: str, description: str | None, *, steps: int) -> argparse.ArgumentParser:
+def parser(
+    name: str, description: str | None, *, steps: int, batch_size: int, lr: float
+) -> argparse.ArgumentParser:
     """With the options of every experiment; results go to experiments/results/NAME."""
     made = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=description)
     add = made.add_argument
     add("--out", type=Path, default=Path(f"experiments/results/{name}"))
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--steps", type=int, default=steps)
-    add("--batch-size", type=int, default=64)
-    add("--lr", type=float, default=1e-3)
+    add("--batch-size", type=int, default=batch_size)
+    add("--lr", type=float, default=lr)
     add("--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="of JAIRConfig")
     add("--train-option", action="append", default=[], help="further words for jair train; repeatable")
     add("--jobs", type=int, default=1, help="runs at a time, each with its share of the cores")

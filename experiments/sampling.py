@@ -72,7 +72,7 @@ def _plan(options: argparse.Namespace, rule: str) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser("sampling", __doc__, steps=400)
+    made = parser("sampling", __doc__, steps=400, batch_size=64, lr=1e-3)
     add = made.add_argument
     add("--data", type=Path, default=Path("build/mixture"), help="folder in which the mixture is drawn")
     add("--val-every", type=int, default=50)

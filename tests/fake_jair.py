@@ -48,7 +48,9 @@ def train(words: list[str]) -> None:
             log.write(json.dumps(record | by_source) + "\n")
     place = out / f"checkpoint-{steps:08d}"
     place.mkdir(exist_ok=True)
-    preset = json.loads((out.parent / "preset.json").read_text())
+    began = [Path(folder) / "config.json" for folder in values(options, "--init")]
+    (start,) = began or [out.parent / "preset.json"]
+    preset = json.loads(start.read_text())
     (place / "config.json").write_text(json.dumps({**preset, **fields}))
     print(place)
 

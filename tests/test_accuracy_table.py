@@ -133,13 +133,13 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs two variants of two steps each, with a stand-in for the command jair."""
+    """Runs two variants of two steps in each lesson, with a stand-in for the command jair."""
     monkeypatch.setattr(runs, "COMMAND", (sys.executable, str(Path(__file__).with_name("fake_jair.py"))))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "preset.json").write_text(json.dumps(JAIRConfig.preset("tiny").to_dict()))
 
     def run(*more: str) -> int:
-        chosen = ("--only", "ours", "--only", "concat", "--seeds", "0", "--steps", "2", "--jobs", "2")
+        chosen = ("--only", "ours", "--only", "concat", "--seeds", "0", "--steps", "6", "--jobs", "2")
         return accuracy.main(["--out", str(tmp_path), *chosen, *more])
 
     return run
@@ -157,14 +157,21 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
     assert kept["gmac"] == cost.macs(config).total / 1e9
     assert kept["parameters"] == cost.parameters(config)
     assert (kept["accuracy"], kept["compositional"], kept["seed"]) == (0.75, 0.5, 0)
-    assert kept["curve"] == {"step": [1, 2], "value": [1, 0.5]}
+    assert kept["curve"]["step"] == [1, 2, 3, 4, 5, 6]
     assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
-    assert kept["settings"]["steps"] == 2
-    (words,) = calls(tmp_path, "concat-seed0")
-    assert words[words.index("--source") + 1] == accuracy.SOURCES[0]
-    assert words[words.index("--seed") + 1] == "0"
-    assert 'fusion="concat"' in words
-    assert "--resume" not in words
+    stages = [*kept["settings"]["stages"], kept["settings"]]
+    assert [stage["steps"] for stage in stages] == [2, 2, 2]
+    folders = ["concat-seed0-stage0", "concat-seed0-stage1", "concat-seed0"]
+    for i, (folder, stage) in enumerate(zip(folders, stages, strict=True)):
+        (words,) = calls(tmp_path, folder)
+        of = [words[j + 1] for j, word in enumerate(words) if word == "--source"]
+        assert of == stage["sources"] == list(accuracy.lessons(6)[i].sources)
+        assert words[words.index("--seed") + 1] == "0"
+        assert ('fusion="concat"' in words, "--tokenizer" in words) == (i == 0, i == 0)
+        if i > 0:
+            before = tmp_path / "work" / folders[i - 1] / "checkpoint-00000002"
+            assert words[words.index("--init") + 1] == str(before)
+        assert "--resume" not in words
     page = (tmp_path / "README.md").read_text()
     assert [row[0] for row in rows(page) if row[-1] == "1"] == ["ours", "concat"]
     assert "Guessing gets 40.0 % from the question alone, 45.0 % with a histogram of colours." in page
@@ -180,13 +187,13 @@ def test_a_table_that_was_cut_short_goes_on(
     (tmp_path / "work" / "die").unlink()
     assert table() == 0
     assert "2 runs, 2 to do" in capsys.readouterr().err
-    assert ["--resume" in words for words in calls(tmp_path, "ours-seed0")] == [False, True]
+    assert ["--resume" in words for words in calls(tmp_path, "ours-seed0-stage0")] == [False, True]
     assert table() == 0  # nothing is left to do
     assert "2 runs, 0 to do" in capsys.readouterr().err
-    assert len(calls(tmp_path, "ours-seed0")) == 2
+    assert len(calls(tmp_path, "ours-seed0")) == 1
     assert table("--lr", "0.5") == 1  # finished runs are of another plan
     path = tmp_path / "runs" / "ours-seed0.json"
-    assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.001" in capsys.readouterr().err
+    assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.0004" in capsys.readouterr().err
 
 
 def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from experiments.runs import Result
 from experiments.variants import OURS, REFERENCE, TABLES, VARIANTS, Variant
 from jair import plots
 from jair._files import write_text
+from jair.data.sources import SourceSpec
 
 PLOT, GUESSES = "accuracy.svg", "baselines.json"
 AIM = 0.65  # of the reference's operations, at no less than its accuracy
@@ -59,6 +60,7 @@ def write(folder: Path) -> None:
 def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     """All tables, what was held equal, and what came out of the aim."""
     lines = ["# Accuracy against operations", "", _setting(rows), "", *_verdict(rows)]
+    lines += _lessons(rows[0].results[0]["settings"])
     if guesses:
         blind, colours = (100 * guesses[key] for key in ("blind", "bag_of_image"))
         told = f"{blind:.1f} % from the question alone, {colours:.1f} % with a histogram of colours"
@@ -73,13 +75,34 @@ def page(rows: list[Row], guesses: dict[str, Any]) -> str:
 
 
 def _setting(rows: list[Row]) -> str:
+    results = [result for row in rows for result in row.results]
     return (
         "All models start with the same image encoder and are trained alike on `scenes`, each seed with its "
         "own weights and its own order of examples. Accuracy is exact match on questions of the test split; "
         "held-out attribute combinations are a split of their own. Spread is from the lowest to the highest "
         "seed. GMAC is of one sample with text padded to the full length, counted as in `jair cost`.\n\n"
-        f"{tables.provenance([result for row in rows for result in row.results])}"
+        f"{tables.provenance(results, ('sources', 'steps', 'stages'))}"
     )
+
+
+def _lessons(settings: dict[str, Any]) -> list[str]:
+    """The stages of the training: their steps, and the weights of the sources, in percent."""
+    stages = [*settings.get("stages", []), settings]
+    if "sources" not in settings:
+        return []
+    weights = [_weights(stage["sources"]) for stage in stages]
+    names = list(dict.fromkeys(name for each in weights for name in each))
+    lines = [["stage", "steps", *names]]
+    for number, (stage, each) in enumerate(zip(stages, weights, strict=True), start=1):
+        cells = [f"{100 * each[name]:.0f} %" if name in each else "" for name in names]
+        lines.append([str(number), str(stage["steps"]), *cells])
+    told = "Each stage goes on with the weights of the one before. How often each source is drawn from:"
+    return [told, "", *tables.markdown(lines), ""]
+
+
+def _weights(sources: list[str]) -> dict[str, float]:
+    weights = {spec.name: spec.weight for spec in map(SourceSpec.parse, sources)}
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def _verdict(rows: list[Row]) -> list[str]:

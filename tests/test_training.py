@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 pytest.importorskip("tensorboard", reason="the extra 'train' is not installed")
 from safetensors.torch import load_file
 from training_runs import SMALL, VIT, arguments, records, run, start
+from typer.testing import CliRunner
 
 from jair import JAIR, JAIRConfig
+from jair.commands import app
 from jair.training import checkpoint
 from jair.training.parameters import freeze
 from jair.training.plan import TrainPlan
@@ -302,6 +305,13 @@ def test_errors_are_one_line(options: tuple[str, ...], message: str, tmp_path: P
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith(message), err
+
+
+def test_a_run_in_another_thread(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(CliRunner().invoke, app, arguments(tmp_path / "run", "--steps", "1")).result()
+    assert made.exit_code == 0, made.output
+    assert checkpoint.resolve(tmp_path / "run").name == "checkpoint-00000001"
 
 
 def test_an_occupied_folder_needs_resume(unbroken: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -120,13 +121,14 @@ class Trainer:
         return [SourceSpec.parse(text).weight for text in self.plan.sources]
 
     def train(self) -> Path:
-        """Run to the last step; the last checkpoint.
+        """Run to the last step; the last checkpoint. Signals are heeded in the main thread alone.
 
         Raises:
             Stopped: by SIGINT or SIGTERM, after a checkpoint.
             ValueError: plan.most_bad steps in a row without a finite loss.
         """
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        heeded = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in heeded}
         logs = Logs(self.out, self.plan.steps, self.step, self.console) if self.workers.first else None
         saved = checkpoint.newest(self.out) if self.step else None
         try:

@@ -22,10 +22,10 @@ from jair._files import write_text
 # rest build on that. With all kinds alike from the start, a model is near guessing after 80,000 examples.
 LESSONS: tuple[tuple[float, dict[str, float]], ...] = (
     (0.4, {"query": 50, "objects": 20, "verify": 6, "count": 6, "compare": 6, "logical": 6, "relate": 6}),
-    (0.4, {"query": 20, "objects": 6, "verify": 40, "count": 20, "compare": 2, "logical": 6, "relate": 6}),
-    (0.2, {"query": 10, "objects": 5, "verify": 20, "count": 20, "compare": 5, "logical": 25, "relate": 15}),
+    (0.35, {"query": 20, "objects": 6, "verify": 40, "count": 20, "compare": 2, "logical": 6, "relate": 6}),
+    (0.25, {"query": 10, "objects": 5, "verify": 20, "count": 20, "compare": 5, "logical": 25, "relate": 15}),
 )
-STEPS = 6000
+STEPS = 7000
 OPTIONS = ("--freeze", "image_encoder.backbone", "--val-every", "1000")
 
 
@@ -106,7 +106,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = parser("accuracy", __doc__, steps=STEPS, batch_size=16, lr=3e-4)
+    made = parser("accuracy", __doc__, steps=STEPS, batch_size=16, lr=4e-4)
     add = made.add_argument
     add("--only", action="append", default=[], metavar="NAME", help="this variant; repeatable")
     add("--tokenizer", default="data", help="bytes, data or a folder")

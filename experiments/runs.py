@@ -38,7 +38,8 @@ class Stage:
 class Plan:
     """Settings of a run but for its model's and its seed; a finished run is kept only under the same plan.
 
-    `stages` come before the one with `sources` and `steps`; each goes on with the weights of the last.
+    `stages` come before the one with `sources` and `steps`; each goes on with the weights of the one before,
+    and only the last brings the learning rate down.
     """
 
     sources: tuple[str, ...]
@@ -166,7 +167,8 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
     for stage, folder in zip(stages, folders, strict=True):
         begin = fresh if stage is stages[0] else ["--init", str(checkpoint)]
         resume = ["--resume"] if folder.exists() else []
-        words = ["train", str(folder), *begin, *_words(seed, stage, plan), *resume]
+        schedule = "cosine" if stage is stages[-1] else "constant"
+        words = ["train", str(folder), *begin, *_words(seed, stage, plan), "--schedule", schedule, *resume]
         checkpoint = Path(call(words, threads).strip().splitlines()[-1])
         run = read_run(folder)
         curve += [(r["step"] + steps, r["loss"]) for r in run.steps if r["loss"] is not None]

@@ -133,13 +133,13 @@ def test_bad_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs two variants of ten steps, with a stand-in for the command jair."""
+    """Runs two variants of eight steps, with a stand-in for the command jair."""
     monkeypatch.setattr(runs, "COMMAND", (sys.executable, str(Path(__file__).with_name("fake_jair.py"))))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "preset.json").write_text(json.dumps(JAIRConfig.preset("tiny").to_dict()))
 
     def run(*more: str) -> int:
-        chosen = ("--only", "ours", "--only", "concat", "--seeds", "0", "--steps", "10", "--jobs", "2")
+        chosen = ("--only", "ours", "--only", "concat", "--seeds", "0", "--steps", "8", "--jobs", "2")
         return accuracy.main(["--out", str(tmp_path), *chosen, *more])
 
     return run
@@ -157,20 +157,21 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
     assert kept["gmac"] == cost.macs(config).total / 1e9
     assert kept["parameters"] == cost.parameters(config)
     assert (kept["accuracy"], kept["compositional"], kept["seed"]) == (0.75, 0.5, 0)
-    assert kept["curve"]["step"] == list(range(1, 11))
+    assert kept["curve"]["step"] == list(range(1, 9))
     assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
     stages = [*kept["settings"]["stages"], kept["settings"]]
-    assert [stage["steps"] for stage in stages] == [4, 4, 2]
+    assert [stage["steps"] for stage in stages] == [3, 3, 2]
     folders = ["concat-seed0-stage0", "concat-seed0-stage1", "concat-seed0"]
     for i, (folder, stage) in enumerate(zip(folders, stages, strict=True)):
         (words,) = calls(tmp_path, folder)
         of = [words[j + 1] for j, word in enumerate(words) if word == "--source"]
-        assert of == stage["sources"] == list(accuracy.lessons(10)[i].sources)
+        assert of == stage["sources"] == list(accuracy.lessons(8)[i].sources)
         assert words[words.index("--seed") + 1] == "0"
         assert ('fusion="concat"' in words, "--tokenizer" in words) == (i == 0, i == 0)
         if i > 0:
-            before = tmp_path / "work" / folders[i - 1] / "checkpoint-00000004"
+            before = tmp_path / "work" / folders[i - 1] / "checkpoint-00000003"
             assert words[words.index("--init") + 1] == str(before)
+        assert words[words.index("--schedule") + 1] == ("cosine" if i == 2 else "constant")
         assert "--resume" not in words
     page = (tmp_path / "README.md").read_text()
     assert [row[0] for row in rows(page) if row[-1] == "1"] == ["ours", "concat"]
@@ -180,7 +181,7 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
         for weight in lesson.values()
     ]
     table_of_lessons = rows(page)[:5]
-    assert [row[:2] for row in table_of_lessons[2:]] == [["1", "4"], ["2", "4"], ["3", "2"]]
+    assert [row[:2] for row in table_of_lessons[2:]] == [["1", "3"], ["2", "3"], ["3", "2"]]
     assert sorted(cell for row in table_of_lessons[2:] for cell in row[2:]) == sorted(
         f"{s} %" for s in shares
     )
@@ -203,7 +204,7 @@ def test_a_table_that_was_cut_short_goes_on(
     assert len(calls(tmp_path, "ours-seed0")) == 1
     assert table("--lr", "0.5") == 1  # finished runs are of another plan
     path = tmp_path / "runs" / "ours-seed0.json"
-    assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.0003" in capsys.readouterr().err
+    assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.0004" in capsys.readouterr().err
 
 
 def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,6 +262,8 @@ def test_learning_rate() -> None:
     # Nine steps of the cosine: step 13 would be 0.
     assert made.lr_at(8) == pytest.approx(1 + torch.cos(torch.tensor(torch.pi * 4 / 9)).item())
     assert 0 < made.lr_at(12) < 0.1
+    flat = plan(warmup_steps=4, lr=2.0, steps=12, schedule="constant")
+    assert [flat.lr_at(step) for step in (1, 4, 5, 12)] == [0.5, 2.0, 2.0, 2.0]
     assert plan(warmup_steps=0, lr=1.0, steps=4).lr_at(1) == pytest.approx(0.5 + 0.5 * 0.8090169943749475)
 
 
@@ -284,6 +286,7 @@ def test_a_plan_survives_json() -> None:
         ({"ema": 1.0}, "ema: expected a number >= 0 and < 1, got 1"),
         ({"ema": 0.5, "strategy": "fsdp"}, "ema: expected 0 with strategy 'fsdp', got 0.5"),
         ({"clip": -1.0}, "clip: expected a number >= 0, got -1"),
+        ({"schedule": "best"}, "schedule: expected 'cosine' or 'constant', got 'best'"),
         ({"strategy": "best"}, "strategy: expected 'ddp' or 'fsdp', got 'best'"),
     ],
 )

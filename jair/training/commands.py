@@ -44,6 +44,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Examples of a step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     warmup_steps: Annotated[int | None, typer.Option(help="Steps until it is reached.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="After that: cosine or constant.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, order and sampling.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Rule of AdaptiveSampler.")] = None,
     accumulate: Annotated[int | None, typer.Option(help="Parts in which a batch is computed.")] = None,

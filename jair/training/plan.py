@@ -16,6 +16,7 @@ from jair.data.sources import SourceSpec
 from jair_kernels import _checks as check
 
 STRATEGIES = ("ddp", "fsdp")
+SCHEDULES = ("cosine", "constant")
 LISTS = ("sources", "val", "freeze")  # fields that are tuples of str
 
 
@@ -25,8 +26,9 @@ class TrainPlan:
 
     model: what is trained. init: a saved model with whose weights it starts. sources, val: as
     `SourceSpec.parse` reads them; of val the split "val" is measured. steps: optimizer steps. batch_size:
-    examples of a step over all processes. lr: the highest learning rate, reached after warmup_steps and
-    brought down to 0 along a cosine. sampler, temperature, epsilon: of AdaptiveSampler.
+    examples of a step over all processes. lr: the highest learning rate, reached after warmup_steps.
+    schedule: "cosine" brings it down to 0 from there, "constant" keeps it, for a stage that others follow.
+    sampler, temperature, epsilon: of AdaptiveSampler.
     freeze: modules that stay as they start, by their names in JAIR, as "image_encoder".
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
@@ -43,6 +45,7 @@ class TrainPlan:
     batch_size: int = 64
     lr: float = 1e-3
     warmup_steps: int = 100
+    schedule: str = "cosine"
     weight_decay: float = 0.05
     clip: float = 1.0
     accumulate: int = 1
@@ -81,13 +84,18 @@ class TrainPlan:
             if not 0 <= value < (1 if name == "ema" else math.inf):
                 raise ValueError(f"{name}: expected a number >= 0{' and < 1' * (name == 'ema')}, got {value}")
         check.choice("strategy", self.strategy, STRATEGIES)
+        check.choice("schedule", self.schedule, SCHEDULES)
         if self.strategy == "fsdp" and self.ema:
             raise ValueError(f"ema: expected 0 with strategy 'fsdp', got {self.ema}")
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step 1, 2, ..: linear up to warmup_steps, then a cosine to 0 after the last."""
+        """Learning rate of step 1, 2, ..: linear up to warmup_steps, then a cosine to 0 after the last, or
+        constant.
+        """
         if step <= self.warmup_steps:
             return self.lr * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
         share = (step - self.warmup_steps) / max(self.steps + 1 - self.warmup_steps, 1)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 

@@ -294,6 +294,16 @@ def test_layers_keep_the_size_of_what_passes() -> None:
         assert model.get_parameter(name).std().item() == pytest.approx(0.88 * std, rel=0.06), name
 
 
+def test_latents_start_with_different_tokens() -> None:
+    model = JAIR(JAIRConfig.preset("tiny"))
+    words, mask = torch.randint(2, 384, (64, 12)), torch.ones(64, 12, dtype=torch.bool)
+    text = model.text_encoder(model.embed(words), mask)
+    image = model.image_encoder(torch.randn(8, 3, 64, 64))
+    for resampler, tokens in ((model.fusion.text_resampler, text), (model.fusion.image_resampler, image)):
+        pooled = resampler(tokens)
+        assert pooled.std(dim=1).mean() > 0.1 * pooled.std()  # 0.02 of the text's, all with the mean token
+
+
 @pytest.mark.parametrize("encoder", ["resnet_tiny", "vit"])
 def test_for_inference_changes_only_rounding(encoder: str, tmp_path: Path) -> None:
     changes = {} if encoder == "resnet_tiny" else {"image_encoder_config": TINY_VIT}

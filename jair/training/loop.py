@@ -73,7 +73,7 @@ class Trainer:
         self.called = workers.wrap(self.model, plan.strategy)
         self.run = torch.compile(self.called) if plan.compile else self.called
         self.optimizer = torch.optim.AdamW(
-            groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98)
+            groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98), fused=True
         )
         sizes = [
             max(1, round(source.size * weight))

@@ -17,9 +17,9 @@ from experiments.runs import Plan, Result, Run, Stage, call, score, train
 from experiments.variants import BASE, Variant, choose
 from jair._files import write_text
 
-# What is learned in which order: the share of all steps, and the weights of the kinds in it. Lists
-# of objects teach what words look like, queries how to find what they name; "is there", counting and the
-# rest build on that. With all kinds alike from the start, a model is near guessing after 80,000 examples.
+# What is learned in which order: the share of all steps, and the weights of the kinds in it. Lists of objects
+# teach what words look like, queries how to find what they name; "is there", counting and the rest build on
+# that. With about equal weights from the start, a model was at 47 % after 48,000 examples.
 LESSONS: tuple[tuple[float, dict[str, float]], ...] = (
     (0.4, {"query": 50, "objects": 20, "verify": 6, "count": 6, "compare": 6, "logical": 6, "relate": 6}),
     (0.35, {"query": 20, "objects": 6, "verify": 40, "count": 20, "compare": 2, "logical": 6, "relate": 6}),
@@ -88,13 +88,10 @@ def _told(result: Result) -> str:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    given = Stage(tuple(options.source), options.steps)
-    *first, last = [given] if options.source else lessons(options.steps)
+    given = (Stage(tuple(options.source), options.steps),)
     return Plan(
-        stages=tuple(first),
-        sources=last.sources,
+        stages=given if options.source else lessons(options.steps),
         val=(options.val,),
-        steps=last.steps,
         batch_size=options.batch_size,
         lr=options.lr,
         sampler="temperature",  # by the weights of the sources

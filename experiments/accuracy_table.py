@@ -60,7 +60,7 @@ def write(folder: Path) -> None:
 def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     """All tables, what was held equal, and what came out of the aim."""
     lines = ["# Accuracy against operations", "", _setting(rows), "", *_verdict(rows)]
-    lines += _lessons(rows[0].results[0]["settings"])
+    lines += _lessons(rows[0].results[0]["settings"]["stages"])
     if guesses:
         blind, colours = (100 * guesses[key] for key in ("blind", "bag_of_image"))
         told = f"{blind:.1f} % from the question alone, {colours:.1f} % with a histogram of colours"
@@ -81,22 +81,19 @@ def _setting(rows: list[Row]) -> str:
         "own weights and its own order of examples. Accuracy is exact match on questions of the test split; "
         "held-out attribute combinations are a split of their own. Spread is from the lowest to the highest "
         "seed. GMAC is of one sample with text padded to the full length, counted as in `jair cost`.\n\n"
-        f"{tables.provenance(results, ('sources', 'steps', 'stages'))}"
+        f"{tables.provenance(results, ('stages',))}"
     )
 
 
-def _lessons(settings: dict[str, Any]) -> list[str]:
-    """The stages of the training: their steps, and the weights of the sources, in percent."""
-    stages = [*settings.get("stages", []), settings]
-    if "sources" not in settings:
-        return []
+def _lessons(stages: list[dict[str, Any]]) -> list[str]:
+    """The steps of each stage, and the weights of its sources in percent."""
     weights = [_weights(stage["sources"]) for stage in stages]
     names = list(dict.fromkeys(name for each in weights for name in each))
     lines = [["stage", "steps", *names]]
     for number, (stage, each) in enumerate(zip(stages, weights, strict=True), start=1):
         cells = [f"{100 * each[name]:.0f} %" if name in each else "" for name in names]
         lines.append([str(number), str(stage["steps"]), *cells])
-    told = "Each stage goes on with the weights of the one before. How often each source is drawn from:"
+    told = "Each stage starts from the model of the one before. Weights of the sources:"
     return [told, "", *tables.markdown(lines), ""]
 
 

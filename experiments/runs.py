@@ -38,13 +38,11 @@ class Stage:
 class Plan:
     """Settings of a run but for its model's and its seed; a finished run is kept only under the same plan.
 
-    `stages` come before the one with `sources` and `steps`; each goes on with the weights of the one before,
-    and only the last brings the learning rate down.
+    Each stage starts from the model of the one before, and only the last brings the learning rate down.
     """
 
-    sources: tuple[str, ...]
+    stages: tuple[Stage, ...]
     val: tuple[str, ...]
-    steps: int
     batch_size: int
     lr: float
     sampler: str
@@ -52,12 +50,10 @@ class Plan:
     base: dict[str, Any]  # fields of JAIRConfig, on top of the preset "tiny"
     options: tuple[str, ...]  # further ones of jair train
     test_examples: int = 0  # of each split that is scored after the training
-    stages: tuple[Stage, ...] = ()
 
     def settings(self) -> Result:
-        """As plain JSON; without `stages` if there are none."""
-        values: Result = json.loads(json.dumps(dataclasses.asdict(self)))
-        return {name: value for name, value in values.items() if value or name != "stages"}
+        """As plain JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -152,24 +148,24 @@ def do(run: Run) -> Result:
 def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: int) -> Result:
     """Train in the folder `work`, going on where an earlier attempt was stopped.
 
-    The stages before the last have folders beside it.
+    Stages before the last have folders beside it.
 
     Raises:
         RunFailed: the training failed.
     """
     start = time.monotonic()
-    stages = (*plan.stages, Stage(plan.sources, plan.steps))
-    folders = [work.with_name(f"{work.name}-stage{i}") for i in range(len(plan.stages))] + [work]
-    fresh = ["--preset", "tiny", "--tokenizer", plan.tokenizer]
+    begin = ["--preset", "tiny", "--tokenizer", plan.tokenizer]
     for key, value in {**plan.base, **changes}.items():
-        fresh += ["--set", f"{key}={json.dumps(value)}"]
-    curve, steps, checkpoint = [], 0, work
-    for stage, folder in zip(stages, folders, strict=True):
-        begin = fresh if stage is stages[0] else ["--init", str(checkpoint)]
-        resume = ["--resume"] if folder.exists() else []
-        schedule = "cosine" if stage is stages[-1] else "constant"
-        words = ["train", str(folder), *begin, *_words(seed, stage, plan), "--schedule", schedule, *resume]
+        begin += ["--set", f"{key}={json.dumps(value)}"]
+    curve, steps = [], 0
+    for number, stage in enumerate(plan.stages, start=1):
+        last = number == len(plan.stages)
+        folder = work if last else work.with_name(f"{work.name}-stage{number}")
+        words = ["train", str(folder), *begin, *_words(seed, stage, plan)]
+        words += ["--schedule", "cosine" if last else "constant"]
+        words += ["--resume"] if folder.exists() else []
         checkpoint = Path(call(words, threads).strip().splitlines()[-1])
+        begin = ["--init", str(checkpoint)]
         run = read_run(folder)
         curve += [(r["step"] + steps, r["loss"]) for r in run.steps if r["loss"] is not None]
         steps += stage.steps

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments import mixture, sampling_report
 from experiments.options import go, model, parser, threads
-from experiments.runs import Plan, Result, Run, train
+from experiments.runs import Plan, Result, Run, Stage, train
 from experiments.variants import BASE
 
 SMALLER = {"num_layers": 2}  # so that a dozen runs fit into an hour
@@ -59,9 +59,8 @@ def _plan(options: argparse.Namespace, rule: str) -> Plan:
     sources = tuple(mixture.sources(options.data).values())
     every, examples = str(options.val_every), str(options.val_examples)
     return Plan(
-        sources=sources,
+        stages=(Stage(sources, options.steps),),
         val=sources,
-        steps=options.steps,
         batch_size=options.batch_size,
         lr=options.lr,
         sampler=rule,

@@ -113,7 +113,7 @@ def page(rows: list[Row]) -> str:
 
 def _kinds(result: Result) -> dict[str, str]:
     """Of the sources' names in the logs, what they are in the mixture."""
-    specs = [SourceSpec.parse(text).name for text in result["settings"]["sources"]]
+    specs = [SourceSpec.parse(text).name for text in result["settings"]["stages"][-1]["sources"]]
     return dict(zip(specs, mixture.sources(Path()), strict=True))
 
 

@@ -31,7 +31,7 @@ def result(variant: str, seed: int, right: float, gmac: float, **more: Any) -> d
         "compositional": right - 0.1,
         "gmac": gmac,
         "parameters": 2_000_000,
-        "settings": {"lr": 0.1, "steps": 10},
+        "settings": {"stages": [{"sources": ["scenes"], "steps": 10}], "lr": 0.1},
         "machine": "2 cores",
         "commit": "0123456789abcdef",
         **more,
@@ -66,7 +66,8 @@ def test_the_page_has_means_and_spreads(tmp_path: Path) -> None:
     one = ["1 iterations", "0.0500", "0.42", "2.00", "25.0 (25.0 to 25.0)", "15.0 (15.0 to 15.0)", "1"]
     concat = ["concat", "0.1200", "1.00", "2.00", "65.0 (65.0 to 65.0)", "55.0 (55.0 to 55.0)", "1"]
     rule = ["---", *["---:"] * 6]
-    assert rows(page) == [header, rule, ours, concat, header, rule, ours, one]
+    lesson = [["stage", "steps", "scenes/questions"], ["---", "---:", "---:"], ["1", "10", "100 %"]]
+    assert rows(page) == [*lesson, header, rule, ours, concat, header, rule, ours, one]
     assert "**missed**. Ours has 0.50 of its operations and -5.0 points of accuracy." in page
     assert "Settings: lr 0.1. Machine: 2 cores. Commit: 0123456789ab." in page
     plot = ElementTree.parse(tmp_path / "accuracy.svg")
@@ -157,11 +158,12 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
     assert kept["gmac"] == cost.macs(config).total / 1e9
     assert kept["parameters"] == cost.parameters(config)
     assert (kept["accuracy"], kept["compositional"], kept["seed"]) == (0.75, 0.5, 0)
-    assert kept["curve"]["step"] == list(range(1, 9))
+    losses = [1, 1 / 2, 1 / 3, 1, 1 / 2, 1 / 3, 1, 1 / 2]  # of stages of 3, 3 and 2 steps
+    assert kept["curve"] == {"step": list(range(1, 9)), "value": losses}
     assert set(kept["versions"]) == {"python", "torch", "transformers", "jair-kernels"}
-    stages = [*kept["settings"]["stages"], kept["settings"]]
+    stages = kept["settings"]["stages"]
     assert [stage["steps"] for stage in stages] == [3, 3, 2]
-    folders = ["concat-seed0-stage0", "concat-seed0-stage1", "concat-seed0"]
+    folders = ["concat-seed0-stage1", "concat-seed0-stage2", "concat-seed0"]
     for i, (folder, stage) in enumerate(zip(folders, stages, strict=True)):
         (words,) = calls(tmp_path, folder)
         of = [words[j + 1] for j, word in enumerate(words) if word == "--source"]
@@ -175,16 +177,14 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
         assert "--resume" not in words
     page = (tmp_path / "README.md").read_text()
     assert [row[0] for row in rows(page) if row[-1] == "1"] == ["ours", "concat"]
-    shares = [
-        round(100 * weight / sum(lesson.values()))
-        for _, lesson in accuracy.LESSONS
-        for weight in lesson.values()
-    ]
-    table_of_lessons = rows(page)[:5]
-    assert [row[:2] for row in table_of_lessons[2:]] == [["1", "3"], ["2", "3"], ["3", "2"]]
-    assert sorted(cell for row in table_of_lessons[2:] for cell in row[2:]) == sorted(
-        f"{s} %" for s in shares
-    )
+    shown = rows(page)[:5]
+    assert shown[0] == ["stage", "steps", *(f"scenes/{kind}" for kind in accuracy.LESSONS[0][1])]
+    for row, stage, (_, weights) in zip(shown[2:], stages, accuracy.LESSONS, strict=True):
+        shares = [f"{100 * weight / sum(weights.values()):.0f} %" for weight in weights.values()]
+        assert row[1] == str(stage["steps"])
+        assert dict(zip(shown[0][2:], row[2:], strict=True)) == {
+            f"scenes/{kind}": share for kind, share in zip(weights, shares, strict=True)
+        }
     assert "Guessing gets 40.0 % from the question alone, 45.0 % with a histogram of colours." in page
 
 
@@ -198,7 +198,7 @@ def test_a_table_that_was_cut_short_goes_on(
     (tmp_path / "work" / "die").unlink()
     assert table() == 0
     assert "2 runs, 2 to do" in capsys.readouterr().err
-    assert ["--resume" in words for words in calls(tmp_path, "ours-seed0-stage0")] == [False, True]
+    assert ["--resume" in words for words in calls(tmp_path, "ours-seed0-stage1")] == [False, True]
     assert table() == 0  # nothing is left to do
     assert "2 runs, 0 to do" in capsys.readouterr().err
     assert len(calls(tmp_path, "ours-seed0")) == 1
@@ -217,9 +217,8 @@ def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(runs, "call", call)
     plan = runs.Plan(
-        sources=("scenes",),
+        stages=(runs.Stage(("scenes",), 2),),
         val=("scenes",),
-        steps=2,
         batch_size=2,
         lr=1e-3,
         sampler="uniform",

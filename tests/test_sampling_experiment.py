@@ -24,7 +24,7 @@ from jair.data.sources import SourceSpec, open_source
 def result(rule: str, seed: int, losses: list[float], batch_size: int = 10) -> dict[str, Any]:
     names = [SourceSpec.parse(text).name for text in mixture.sources(Path("data")).values()]
     settings = {
-        "sources": list(mixture.sources(Path("data")).values()),
+        "stages": [{"sources": list(mixture.sources(Path("data")).values()), "steps": 30}],
         "batch_size": batch_size,
         "sampler": rule,
     }

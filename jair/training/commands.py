@@ -128,8 +128,7 @@ def _run(
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
         )
-    sources, val, frozen = (tuple(lists[name]) for name in LISTS)
-    plan = TrainPlan(model=model, sources=sources, val=val, freeze=frozen, **settings)
+    plan = TrainPlan.from_dict({**settings, **lists, "model": model.to_dict()})
     console.print_json(json.dumps(plan.to_dict()))
     fresh = start if found is None else None
     trainer = Trainer(plan, out, opened, held, words, workers, console, fresh)

@@ -1,9 +1,9 @@
 """How parameters of the model start: so that what passes through a layer keeps its size, at any width.
 
 A linear layer starts with deviation sqrt(1 / fan-in): 0.036 at a width of 768, near the 0.02 of ViT and BERT,
-but 0.09 at 128, where layers of 0.02 add next to nothing to their residual stream and learn late. What goes
-into the first layers is of size 1, or layers that look at all tokens would make all tokens look alike: words
-start with sqrt(1 / D), enter times sqrt(D) and give logits as they are (Vaswani et al., 1706.03762, 3.4).
+but 0.09 at 128, where layers of 0.02 add next to nothing to their residual stream and learn late.
+Words start with sqrt(1 / D), enter times sqrt(D) and give logits as they are (Vaswani et al., 1706.03762,
+3.4): if they entered small, what attention adds, much the same for all, would make them look alike.
 """
 
 from __future__ import annotations

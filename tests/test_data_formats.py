@@ -391,3 +391,6 @@ def test_a_tokenizer_of_the_data_is_found_beside_the_model(tmp_path: Path) -> No
     assert load_tokenizer(tmp_path).decode(words).strip() == "what colour is the cat?"
     other = "Où sont les 42 chats ?"  # not a byte of it is lost
     assert made.decode(made(other, add_special_tokens=False).input_ids).strip() == other
+    assert len(train_tokenizer([], vocab_size=258)) == 258
+    with pytest.raises(ValueError, match=r"^vocab_size: expected an int >= 258, got 257$"):
+        train_tokenizer([], vocab_size=257)

@@ -128,7 +128,7 @@ def test_pretrained_t5(tmp_path: Path) -> None:
     pixels, words, labels = batch()
     assert torch.equal(model.embedding.weight, theirs.shared.weight)
     expected = theirs.encoder(input_ids=words).last_hidden_state
-    text = model.text_encoder(model.embedding(words), torch.ones(3, 6, dtype=torch.bool))
+    text = model.text_encoder(model.embed(words), torch.ones(3, 6, dtype=torch.bool))
     torch.testing.assert_close(text, expected)
 
     model = model.double()

@@ -24,7 +24,7 @@ from jair import JAIR, JAIRConfig
 from jair.commands import app
 from jair.training import checkpoint
 from jair.training.parameters import freeze
-from jair.training.plan import TrainPlan
+from jair.training.plan import TrainPlan, read_settings
 
 STEPS = (
     "--steps",
@@ -237,11 +237,13 @@ def test_parts_of_a_batch_add_up(alone: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weights(out)[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("frozen", [(), ("text_encoder", "decoder.layers.0")], ids=["all", "frozen"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_are_one(strategy: str, alone: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one(strategy: str, frozen: tuple[str, ...], tmp_path: Path) -> None:
     """The same examples a step: processes take every second one of one source's stream."""
     one, two = tmp_path / "one", tmp_path / "two"
     options = (*SHORT, "--source", "scenes", "--sampler", "uniform", "--strategy", strategy)
+    options += tuple(word for name in frozen for word in ("--freeze", name))
     run(arguments(one, *options, image_encoder_config=VIT))
     run(arguments(two, *options, image_encoder_config=VIT), processes=2)
     for ours, theirs in zip(records(two), records(one), strict=True):
@@ -293,6 +295,34 @@ def test_a_plan_survives_json() -> None:
 def test_plans_that_do_not_fit(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(**changes)
+
+
+def test_settings_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"steps": 7, "sources": "scenes", "freeze": ["embedding", "decoder"], "preset": "base"}')
+    assert read_settings(path) == {
+        "steps": 7,
+        "sources": ["scenes"],
+        "val": [],
+        "freeze": ["embedding", "decoder"],
+        "preset": "base",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "plan.json: expected JSON, got "),
+        ("[1]", "plan.json: expected a JSON object, got list"),
+        ('{"step": 7}', "plan.json: expected fields among .*, steps, .*, got step"),
+        ('{"freeze": 5}', "plan.json: expected freeze to be a list of strings, got 5"),
+        ('{"val": ["scenes", 1]}', r"plan.json: expected val to be a list of strings, got \['scenes', 1\]"),
+    ],
+)
+def test_bad_settings_in_a_file(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_settings(tmp_path / "plan.json")
 
 
 @pytest.mark.parametrize(

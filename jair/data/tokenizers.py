@@ -35,10 +35,15 @@ def load_tokenizer(checkpoint: Path) -> Any:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
-    """A byte-level BPE of the texts with at most vocab_size >= 258 words; 0 pads, 1 ends.
+    """A byte-level BPE of the texts with at most vocab_size words; 0 pads, 1 ends.
 
     All bytes are words, so that it can write what the texts did not have.
+
+    Raises:
+        ValueError: vocab_size is less than the 256 bytes and the two others.
     """
+    if vocab_size < 258:
+        raise ValueError(f"vocab_size: expected an int >= 258, got {vocab_size}")
     library, transformers = optional_import("tokenizers"), optional_import("transformers")
     bytes_of = library.pre_tokenizers.ByteLevel
     model = library.Tokenizer(library.models.BPE())

@@ -71,7 +71,7 @@ def train(
     Several processes: torchrun --nproc-per-node N -m jair train ...
     """
     given = {name: value for name, value in locals().items() if value is not None}
-    settings = read_settings(config) if config is not None else {}
+    settings = read_settings(config) if config is not None else {name: [] for name in LISTS}
     settings |= {name: given[name] for name in _FIELDS if name in given}
     for name, chosen in (("sources", source), ("val", val), ("freeze", freeze)):
         if chosen:
@@ -105,8 +105,6 @@ def _run(
     of_model = {**settings.pop("model", {}), **parse_changes(changes)}
     preset = preset or settings.pop("preset", "tiny")
     settings.pop("preset", None)
-    lists = {name: settings.pop(name, []) for name in LISTS}
-    lists = {name: [texts] if isinstance(texts, str) else texts for name, texts in lists.items()}
     shares = {"seed": settings.get("seed", 0), "strict": settings.get("strict", False)}
     shares |= {"rank": workers.rank, "world_size": workers.count}
     start = found
@@ -115,10 +113,9 @@ def _run(
         of_model = {**json.loads((start / "config.json").read_text()), **of_model}
         settings.setdefault("tokenizer", "init")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
-    opened = [
-        open_source(SourceSpec.parse(s), "train", **shares, image_size=image_size) for s in lists["sources"]
-    ]
-    held = [open_source(SourceSpec.parse(s), "val", image_size=image_size) for s in lists["val"]]
+    sources, val = ([SourceSpec.parse(text) for text in settings[name]] for name in ("sources", "val"))
+    opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in sources]
+    held = [open_source(spec, "val", image_size=image_size) for spec in val]
     chosen = settings.get("tokenizer", "bytes")
     words = _tokenizer(chosen, opened, start, found is not None)
     of_model = {"vocab_size": len(words), **of_model}
@@ -128,7 +125,7 @@ def _run(
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
         )
-    plan = TrainPlan.from_dict({**settings, **lists, "model": model.to_dict()})
+    plan = TrainPlan.from_dict({**settings, "model": model.to_dict()})
     console.print_json(json.dumps(plan.to_dict()))
     fresh = start if found is None else None
     trainer = Trainer(plan, out, opened, held, words, workers, console, fresh)

@@ -114,8 +114,11 @@ class TrainPlan:
 def read_settings(path: Path) -> dict[str, Any]:
     """A configuration file in JSON: fields of TrainPlan, "model" with those of JAIRConfig, "preset".
 
+    A string alone is a list of one.
+
     Raises:
-        OSError: it cannot be read. ValueError: it is no JSON object, or has unknown fields, by name.
+        OSError: it cannot be read. ValueError: it is no JSON object, or has fields that are unknown, or one
+            that has to be a list of strings and is not, by name.
     """
     try:
         values = json.loads(path.read_text())
@@ -129,4 +132,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: expected fields among {', '.join(sorted(known))}, got {', '.join(unknown)}"
         )
+    for name in LISTS:
+        given = values.get(name, [])
+        values[name] = [given] if isinstance(given, str) else given
+        if not isinstance(values[name], list) or not all(isinstance(text, str) for text in values[name]):
+            raise ValueError(f"{path}: expected {name} to be a list of strings, got {given!r}")
     return values

@@ -146,7 +146,7 @@ def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert torch.equal(got[name], value), name
 
 
-def close(got: Tensor, want: Tensor, limit: float, what: str = "y") -> None:
+def assert_close(got: Tensor, want: Tensor, limit: float, what: str = "y") -> None:
     """Relative Frobenius distance, with a floor for what is zero but for rounding, as the gradient of bk."""
     assert got.shape == want.shape, what
     error, size = float((got.double() - want.double()).norm()), float(want.double().norm())

@@ -63,7 +63,7 @@ def sample(
     return Call(op, tensors, {})
 
 
-def close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-5) -> None:
+def assert_close(got: torch.Tensor, want: torch.Tensor, limit: float = 1e-5) -> None:
     """Relative Frobenius distance; the kernels' accuracy is tested per op, here a right answer is enough."""
     assert got.shape == want.shape
     error = (got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30)

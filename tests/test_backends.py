@@ -204,7 +204,7 @@ def python(folder: Path, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def expect(folder: Path, backend: str, reason: str, available: str, **environment: str) -> None:
+def assert_unavailable(folder: Path, backend: str, reason: str, available: str, **environment: str) -> None:
     """The copy in `folder` imports, computes with what it has, and says why `backend` cannot run."""
     out = python(folder, "-c", SMOKE.format(backend=backend), **environment)
     lines = [line for line in out.splitlines() if reason in line]
@@ -218,13 +218,13 @@ def expect(folder: Path, backend: str, reason: str, available: str, **environmen
 def test_without_the_compiled_library(tmp_path: Path) -> None:
     (copy_package(tmp_path) / "_C.so").unlink(missing_ok=True)
     reason = "the compiled library _C.so is missing: install the wheel, or build it (pip install -e .)"
-    expect(tmp_path, "cpu", reason, "('reference',")
-    expect(tmp_path, "cuda", reason, "('reference',")
+    assert_unavailable(tmp_path, "cpu", reason, "('reference',")
+    assert_unavailable(tmp_path, "cuda", reason, "('reference',")
 
 
 def test_with_a_broken_library(tmp_path: Path) -> None:
     (copy_package(tmp_path) / "_C.so").write_bytes(b"not a library")
-    expect(tmp_path, "cpu", "the compiled library _C.so could not be loaded: ", "('reference',")
+    assert_unavailable(tmp_path, "cpu", "the compiled library _C.so could not be loaded: ", "('reference',")
 
 
 @needs_library
@@ -245,7 +245,7 @@ def test_without_triton(tmp_path: Path) -> None:
         "import sys\nsys.modules['triton'] = None\n"  # find_spec and import both fail, as if it were absent
     )
     (tmp_path / "sitecustomize.py").write_text(hide)
-    expect(tmp_path, "triton", "triton is not installed", "'reference'")
+    assert_unavailable(tmp_path, "triton", "triton is not installed", "'reference'")
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
@@ -255,7 +255,7 @@ def test_without_a_gpu(backend: str, tmp_path: Path) -> None:
         pytest.skip(why_not)
     copy_package(tmp_path)
     hidden = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
-    expect(tmp_path, backend, "no CUDA device is available", "'reference'", **hidden)
+    assert_unavailable(tmp_path, backend, "no CUDA device is available", "'reference'", **hidden)
 
 
 @needs_library
@@ -264,7 +264,7 @@ def test_without_cuda_in_the_build(tmp_path: Path) -> None:
         pytest.skip("this library was built with CUDA")
     copy_package(tmp_path)
     reason = "the library was built without CUDA (nvcc was not found, or JAIR_KERNELS_CUDA=0)"
-    expect(tmp_path, "cuda", reason, "('reference', 'cpu'")
+    assert_unavailable(tmp_path, "cuda", reason, "('reference', 'cpu'")
 
 
 def test_import_touches_no_driver_and_prints_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_samples import MASKED, OPS, Call, close, sample
+from op_samples import MASKED, OPS, Call, assert_close, sample
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 from torch.torch_version import TorchVersion
@@ -52,7 +52,7 @@ def gradients(y: torch.Tensor, call: Call) -> list[torch.Tensor]:
     return list(torch.autograd.grad(y.square().sum(), list(call.differentiable().values())))
 
 
-def same_gradients(y: torch.Tensor, call: Call) -> None:
+def assert_same_gradients(y: torch.Tensor, call: Call) -> None:
     """The gradients through y are those of eager code, bit by bit."""
     for got, want in zip(gradients(y, call), gradients(Doubled(call.op)(call.tensors), call), strict=True):
         assert torch.equal(got, want)
@@ -68,9 +68,9 @@ def test_one_graph_for_all_batches_and_lengths(op: str, masked: bool, grad: bool
         call = sample(op, b, n, masked=masked)
         call = call.requiring_grad() if grad else call
         y = compiled(call.tensors)
-        close(y, expected(call))
+        assert_close(y, expected(call))
         if grad:
-            same_gradients(y, call)
+            assert_same_gradients(y, call)
         frames.append(counter.frame_count)
     assert len(set(frames)) == 1, "a new length made a new graph"
 
@@ -93,8 +93,8 @@ def test_inductor(op: str) -> None:
     for b, n in LENGTHS[:2]:
         call = sample(op, b, n).requiring_grad()
         y = compiled(call.tensors)
-        close(y, expected(call))
-        same_gradients(y, call)
+        assert_close(y, expected(call))
+        assert_same_gradients(y, call)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -138,14 +138,14 @@ def test_use_backend_around_compiled_code(op: str) -> None:
         return graph
 
     compiled = torch.compile(Doubled(op), fullgraph=True, backend=look)
-    close(compiled(call.tensors), want)
+    assert_close(compiled(call.tensors), want)
     with jk.use_backend("reference"):
         assert torch.equal(compiled(call.tensors), want)
         others: list[torch.Tensor] = []
         thread = threading.Thread(target=lambda: others.append(compiled(call.tensors)))
         thread.start()
         thread.join()
-    close(compiled(call.tensors), want)
+    assert_close(compiled(call.tensors), want)
     assert [bool(graph) for graph in graphs] == [True, False], "one graph with the kernel, one without"
     assert torch.equal(others[0], compiled(call.tensors))
 
@@ -181,7 +181,7 @@ def test_export_with_dynamic_batch_and_length(op: str, masked: bool, strict: boo
     loaded = torch.export.load(tmp_path / "program.pt2").module()
     for b, n in ((1, 1), *LENGTHS):
         call = sample(op, b, n, masked=masked)
-        close(loaded(call.tensors), expected(call))
+        assert_close(loaded(call.tensors), expected(call))
 
 
 class AllOps(torch.nn.Module):
@@ -214,7 +214,7 @@ def test_aot_inductor_package(tmp_path: Path) -> None:
         package = torch._inductor.aoti_load_package(path)
         for b_, n_ in LENGTHS:
             t = sample("fused_tokenlearner", b_, n_, masked=True, seed=n_).tensors
-            close(package(t["x"], t["mask"]), model(t["x"], t["mask"]))
+            assert_close(package(t["x"], t["mask"]), model(t["x"], t["mask"]))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -223,7 +223,7 @@ def test_activation_checkpointing_compiled_and_not(op: str) -> None:
 
     call = sample(op).requiring_grad()
     for function in (Doubled(op), torch.compile(Doubled(op), fullgraph=True, backend="aot_eager")):
-        same_gradients(checkpoint(function, call.tensors, use_reentrant=False), call)
+        assert_same_gradients(checkpoint(function, call.tensors, use_reentrant=False), call)
 
 
 def test_a_bad_argument_is_refused_in_compiled_code_too() -> None:
@@ -280,4 +280,4 @@ def test_vmap_within_compiled_code(op: str) -> None:
     tensors = {name: torch.stack([t[name] for t in samples]) for name in samples[0]}
     compiled = torch.compile(torch.func.vmap(Doubled(op)), fullgraph=True, backend="aot_eager")
     for y, alone in zip(compiled(tensors), samples, strict=True):
-        close(y, Doubled(op)(alone))
+        assert_close(y, Doubled(op)(alone))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_samples import close
+from op_samples import assert_close
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -101,7 +101,7 @@ def test_one_graph_for_all_batches_and_lengths(kind: str, grad: bool) -> None:
         of = sample(kind, b, n)
         tensors = leaves(of) if grad else of.tensors
         y, want = compiled(tensors), Module(of)(tensors)
-        close(y, want)
+        assert_close(y, want)
         if grad:
             for got, expected in zip(gradients(y, tensors), gradients(want, tensors), strict=True):
                 assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -114,7 +114,7 @@ def test_inductor(kind: str) -> None:
     of = sample(kind)
     tensors = leaves(of)
     y, want = torch.compile(Module(of), fullgraph=True)(tensors), Module(of)(tensors)
-    close(y, want)
+    assert_close(y, want)
     for got, expected in zip(gradients(y, tensors), gradients(want, tensors), strict=True):
         assert torch.allclose(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_export_with_dynamic_sizes(kind: str) -> None:
     for b, n in LENGTHS:
         other = sample(kind, b, n)
         given = {name: t for name, t in other.tensors.items() if t is not None}
-        close(program.module()(given), Module(other)(given))
+        assert_close(program.module()(given), Module(other)(given))
 
 
 def test_aot_inductor(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_aot_inductor(tmp_path: Path) -> None:
     program = torch.export.export(Module(of), ({name: t for name, t in of.tensors.items() if t is not None},))
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "layer.pt2"))
     tensors = {name: t for name, t in of.tensors.items() if t is not None}
-    close(torch._inductor.aoti_load_package(package)(tensors), Module(of)(tensors))
+    assert_close(torch._inductor.aoti_load_package(package)(tensors), Module(of)(tensors))
 
 
 @kinds
@@ -159,7 +159,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_no_copy_of_a_weight(kind: str)
     wide = of.to(torch.float64)
     exact = Module(wide)(wide.tensors)
     assert y.dtype == torch.bfloat16
-    close(y, exact, 3e-2)
+    assert_close(y, exact, 3e-2)
     grads = gradients(y, tensors)
     assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
     weights = {tuple(t.shape) for name, t in tensors.items() if name.startswith("w")}
@@ -167,7 +167,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_no_copy_of_a_weight(kind: str)
     with torch.autocast("cpu", torch.bfloat16):
         reference = Module(of, "reference")(tensors)
     assert reference.dtype == torch.bfloat16
-    close(reference, exact, 3e-2)
+    assert_close(reference, exact, 3e-2)
 
 
 @kinds
@@ -194,7 +194,7 @@ def test_vmap_is_a_loop(kind: str) -> None:
 
     got = torch.func.vmap(call)(stacked)
     for i in range(2):
-        close(got[i], call({name: t[i] for name, t in stacked.items()}))
+        assert_close(got[i], call({name: t[i] for name, t in stacked.items()}))
 
 
 @kinds

@@ -24,10 +24,10 @@ from masked_fusion import (
     L,
     N,
     Sum,
+    assert_close,
     at,
     batched,
     changed,
-    close,
     keys_of,
     make,
     on_backends,
@@ -85,7 +85,7 @@ def test_mask_equals_truncating(name: str, backend: str, dtype: torch.dtype) -> 
     if self_attention:
         got["y"] = got["y"] * keep.unsqueeze(-1)
     for what, value in want.total.items():
-        close(got[what], value, LIMITS[dtype], what)
+        assert_close(got[what], value, LIMITS[dtype], what)
 
 
 def nothing_attended(sample: Sample) -> Tensor:
@@ -121,7 +121,7 @@ NOTHING = torch.zeros(B, N, dtype=torch.bool)
 def test_nothing_to_attend(name: str, backend: str, dtype: torch.dtype) -> None:
     sample = make(name, dtype)
     got = results(sample, backend, mask=NOTHING)
-    close(got["y"], nothing_attended(sample), LIMITS[dtype])
+    assert_close(got["y"], nothing_attended(sample), LIMITS[dtype])
     for n in sample.tensors:
         assert got[f"d{n}"].isfinite().all()
         if n in UNSEEN:
@@ -134,7 +134,7 @@ def test_latents_are_left_where_no_token_is_kept(name: str, backend: str, dtype:
     got = results(sample, backend, mask=NOTHING)
     for b in range(B):
         alone = results(piece(sample, b, slice(0, 1)), backend, mask=NOTHING[:1, :1])
-        close(got["y"][b : b + 1], alone["y"], LIMITS[dtype])
+        assert_close(got["y"][b : b + 1], alone["y"], LIMITS[dtype])
     assert got["y"].any(-1).all()
     assert got["dlatents"].any(-1).all()
     assert not any(got[f"d{n}"].any() for n in ("x", "x_norm_weight", "x_norm_bias"))
@@ -170,7 +170,7 @@ def test_gates_at_zero(
         assert torch.equal(got["dt"], sample.dy)
     else:
         t, weight, bias = (sample.tensors[n].double() for n in ("t", "norm_t_weight", "norm_t_bias"))
-        close(want["y"], F.layer_norm(t, t.shape[-1:], weight, bias), LIMITS[F64])
+        assert_close(want["y"], F.layer_norm(t, t.shape[-1:], weight, bias), LIMITS[F64])
     for n, value in want.items():
         if not value.any():
             assert not got[n].any(), n

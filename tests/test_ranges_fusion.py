@@ -19,9 +19,9 @@ from masked_fusion import (
     L,
     N,
     Sum,
+    assert_close,
     at,
     changed,
-    close,
     filled,
     keys_of,
     make,
@@ -60,7 +60,7 @@ def test_range_equals_a_loop_over_queries(name: str, backend: str, dtype: torch.
             want.add(part, b, keys, query)
     got = results(sample, backend, kv_range=RANGES, **({"mask": keep} if masked else {}))
     for what, value in want.total.items():
-        close(got[what], value, LIMITS[dtype], what)
+        assert_close(got[what], value, LIMITS[dtype], what)
 
 
 @on_backends(CAUSAL, F64, F32)
@@ -82,7 +82,7 @@ def test_causal_equals_a_loop_over_prefixes(
             want.add(part, b, prefix, prefix)
     got = results(sample, backend, **({"mask": keep} if masked else {}))
     for what, value in want.total.items():
-        close(got[what], value, LIMITS[dtype], what)
+        assert_close(got[what], value, LIMITS[dtype], what)
 
 
 @on_backends(RANGED, F64, F32, BF16)
@@ -102,7 +102,7 @@ def test_ranges_out_of_bounds_are_clamped(
     empty = meant[..., 0] == meant[..., 1]
     nothing = results(sample, backend, mask=torch.zeros(B, N, dtype=torch.bool))
     for n in ("y", f"d{QUERIES[op_of(name)]}"):
-        close(at(got[n], empty), at(nothing[n], empty), LIMITS[dtype], n)
+        assert_close(at(got[n], empty), at(nothing[n], empty), LIMITS[dtype], n)
 
 
 @on_backends(RANGED, F64, F32, BF16)

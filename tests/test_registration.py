@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_samples import NAMES, OPS, Call, close, sample
+from op_samples import NAMES, OPS, Call, assert_close, sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from jair_kernels import _library, token_pool, tokenfuser, tokenlearner
@@ -302,15 +302,15 @@ def test_nothing_is_saved_without_grad(op: str) -> None:
         with mode():
             y = call(backend="cpu")
         assert y.grad_fn is None
-        close(y, call.reference())
+        assert_close(y, call.reference())
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_inference_tensors_as_inputs(op: str) -> None:
     with torch.inference_mode():
         call = sample(op, **SIZES)
-        close(call(backend="cpu"), call.reference())
-    close(call(backend="cpu"), call.reference())
+        assert_close(call(backend="cpu"), call.reference())
+    assert_close(call(backend="cpu"), call.reference())
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -13,54 +13,54 @@ from jair import AdaptiveSampler
 SEEN = [1, 1, 1]
 
 
-def close(sampler: AdaptiveSampler, expected: list[float]) -> None:
+def assert_close(sampler: AdaptiveSampler, expected: list[float]) -> None:
     np.testing.assert_allclose(sampler.probabilities, expected, rtol=1e-12, atol=1e-15)
     assert sampler.probabilities.sum() == pytest.approx(1, abs=1e-14)
 
 
 def test_difficulty_by_hand() -> None:
     sampler = AdaptiveSampler([10, 20, 30], temperature=2.0, epsilon=0.06, smoothing=0.5, warmup_steps=2)
-    close(sampler, [1 / 3] * 3)
+    assert_close(sampler, [1 / 3] * 3)
     sampler.update([4.0, 1.0, 9.0], [3, 1, 0])  # the third is not seen: its 9 counts for nothing
-    close(sampler, [1 / 3] * 3)
+    assert_close(sampler, [1 / 3] * 3)
     sampler.update([2.0, 3.0, 5.0], [1, 1, 1])
-    close(sampler, [1 / 3] * 3)
+    assert_close(sampler, [1 / 3] * 3)
     # Warm-up losses: (4 + 2) / 2 = 3, (1 + 3) / 2 = 2, 5.
     sampler.update([1.0, 8.0, 7.0], [1, 1, 0])
     # EMAs: 0.5 * 3 + 0.5 * 1 = 2, 0.5 * 2 + 0.5 * 8 = 5, 5 as before; d = 2/3, 5/2, 1; their square roots:
     roots = [math.sqrt(2 / 3), math.sqrt(2.5), 1.0]
-    close(sampler, [0.94 * root / sum(roots) + 0.02 for root in roots])
+    assert_close(sampler, [0.94 * root / sum(roots) + 0.02 for root in roots])
     sampler.update([2.0, 1.0, 0.0], [1, 1, 1])
     roots = [math.sqrt(2 / 3), math.sqrt(3 / 2), math.sqrt(2.5 / 5)]
-    close(sampler, [0.94 * root / sum(roots) + 0.02 for root in roots])
+    assert_close(sampler, [0.94 * root / sum(roots) + 0.02 for root in roots])
 
 
 def test_difficulty_without_a_loss_in_the_warm_up_is_1() -> None:
     sampler = AdaptiveSampler([1, 1], epsilon=0.0, smoothing=0.5, warmup_steps=1)
     sampler.update([2.0, 5.0], [1, 0])
     sampler.update([6.0, 9.0], [1, 1])  # d = (0.5 * 2 + 0.5 * 6) / 2 = 2 and 1
-    close(sampler, [2 / 3, 1 / 3])
+    assert_close(sampler, [2 / 3, 1 / 3])
 
 
 def test_defaults_are_those_of_the_interface() -> None:
     sampler = AdaptiveSampler([5, 5])
     for _ in range(100):
         sampler.update([1.0, 2.0], [1, 1])
-        close(sampler, [0.5, 0.5])
+        assert_close(sampler, [0.5, 0.5])
     sampler.update([2.0, 2.0], [1, 1])  # EMA 0.9 + 0.2 = 1.1 over 1, and 2 over 2
-    close(sampler, [0.95 * 1.1 / 2.1 + 0.025, 0.95 / 2.1 + 0.025])
+    assert_close(sampler, [0.95 * 1.1 / 2.1 + 0.025, 0.95 / 2.1 + 0.025])
 
 
 def test_odm_by_hand() -> None:
     sampler = AdaptiveSampler([1, 1, 1], "odm")
-    close(sampler, [1 / 3] * 3)
+    assert_close(sampler, [1 / 3] * 3)
     e = [min(1 / 3, math.sqrt(math.log(3) / (3 * t))) for t in (1, 2, 3, 4, 5)]
     r = [0.0, 0.0, 0.0]
     for step in range(5):
         losses = [0.5, 1.0 + step, 2.0]
         sampler.update(losses, [1, 1, step % 2])
         r = [0.9 * r[i] + 0.1 * math.exp(losses[i]) if (i < 2 or step % 2) else r[i] for i in range(3)]
-        close(sampler, [(1 - 3 * e[step]) * r[i] / sum(r) + e[step] for i in range(3)])
+        assert_close(sampler, [(1 - 3 * e[step]) * r[i] / sum(r) + e[step] for i in range(3)])
 
 
 def test_odm_does_not_overflow() -> None:
@@ -69,26 +69,26 @@ def test_odm_does_not_overflow() -> None:
         sampler.update([5000.0, 4999.0], [1, 1])
     e = math.sqrt(math.log(2) / 100)
     share = math.e / (1 + math.e)
-    close(sampler, [(1 - 2 * e) * share + e, (1 - 2 * e) * (1 - share) + e])
+    assert_close(sampler, [(1 - 2 * e) * share + e, (1 - 2 * e) * (1 - share) + e])
 
 
 def test_exp3_by_hand() -> None:
     sampler = AdaptiveSampler([1, 1, 1], "odm_exp3", warmup_steps=1)
     sampler.update([3.0, 6.0, 1.0], [1, 1, 0])
-    close(sampler, [1 / 3] * 3)
+    assert_close(sampler, [1 / 3] * 3)
     r = [3.0 / 10 * 3, 6.0 / 10 * 3, 0.0]  # each had probability 1/3
     sampler.update([2.0, 1.0, 4.0], [0, 1, 1])
     r = [r[0], r[1] + 0.1 * 3, 0.4 * 3]
     e1, e2 = (min(1 / 3, math.sqrt(math.log(3) / (3 * t))) for t in (1, 2))
     weights = [math.exp(e1 * value) for value in r]
-    close(sampler, [(1 - 3 * e2) * w / sum(weights) + e2 for w in weights])
+    assert_close(sampler, [(1 - 3 * e2) * w / sum(weights) + e2 for w in weights])
 
 
 def test_exp3_is_uniform_for_2000_steps() -> None:
     sampler = AdaptiveSampler([1, 1], "odm_exp3")
     for _ in range(2000):
         sampler.update([1.0, 3.0], [1, 1])
-    close(sampler, [0.5, 0.5])
+    assert_close(sampler, [0.5, 0.5])
     sampler.update([1.0, 3.0], [1, 1])
     assert sampler.probabilities[1] > 0.9
 
@@ -98,18 +98,18 @@ def test_doremi_by_hand() -> None:
     sampler.update([3.0, 2.0], [1, 1], reference_losses=[1.0, 2.5])  # excess 2, and 0 for what is below 0
     a = [math.exp(2) / (math.exp(2) + 1), 1 / (math.exp(2) + 1)]
     a = [(1 - 1e-4) * value + 1e-4 / 2 for value in a]
-    close(sampler, a)
+    assert_close(sampler, a)
     sampler.update([9.0, 3.5], [0, 1], reference_losses=[0.0, 2.5])  # the first is not seen; excess 1
     b = [a[0], a[1] * math.e]
-    close(sampler, [(1 - 1e-4) * value / sum(b) + 1e-4 / 2 for value in b])
+    assert_close(sampler, [(1 - 1e-4) * value / sum(b) + 1e-4 / 2 for value in b])
 
 
 def test_temperature_and_uniform() -> None:
-    close(AdaptiveSampler([100, 400], "temperature"), [0.2, 0.8])
-    close(AdaptiveSampler([100, 400], "temperature", temperature=2.0), [1 / 3, 2 / 3])
+    assert_close(AdaptiveSampler([100, 400], "temperature"), [0.2, 0.8])
+    assert_close(AdaptiveSampler([100, 400], "temperature", temperature=2.0), [1 / 3, 2 / 3])
     sampler = AdaptiveSampler([100, 400], "uniform")
     sampler.update([9.0, 1.0], [1, 1])
-    close(sampler, [0.5, 0.5])
+    assert_close(sampler, [0.5, 0.5])
 
 
 RULES = ("difficulty", "odm", "odm_exp3", "doremi", "temperature", "uniform")
@@ -165,10 +165,10 @@ def test_draws_follow_the_probabilities() -> None:
 def test_a_source_that_ends_is_drawn_no_more() -> None:
     sampler = AdaptiveSampler([10, 20, 70], "temperature")
     sampler.end(2)
-    close(sampler, [1 / 3, 2 / 3, 0])
+    assert_close(sampler, [1 / 3, 2 / 3, 0])
     assert set(sampler.sample(1000)) == {0, 1}
     sampler.update([1.0, 1.0, 0.0], [1, 1, 0])
-    close(sampler, [1 / 3, 2 / 3, 0])
+    assert_close(sampler, [1 / 3, 2 / 3, 0])
     sampler.end(1)
     with pytest.raises(ValueError, match="source: expected another to be left, got the last one, 0"):
         sampler.end(0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from op_samples import MASKED, OPS, Call, close, sample
+from op_samples import MASKED, OPS, Call, assert_close, sample
 
 from jair_kernels import _library
 
@@ -44,7 +44,7 @@ def test_autocast_gives_its_dtype_and_gradients_in_the_inputs_own(
     with torch.autocast("cpu", dtype):
         y = call(backend=backend)
     assert y.dtype == dtype
-    close(y, call.reference(), 0.02)
+    assert_close(y, call.reference(), 0.02)
     loss(y.float()).backward()
     for name, tensor in call.differentiable().items():
         assert tensor.grad.dtype == torch.float32, name
@@ -180,7 +180,7 @@ def test_gradient_of_a_vmap_and_batched_gradients(op: str) -> None:
     dy = torch.randn(4, *y.shape)
     batched = torch.autograd.grad(y, call.tensors["x"], dy, is_grads_batched=True, retain_graph=True)[0]
     for i in range(4):
-        close(batched[i], torch.autograd.grad(y, call.tensors["x"], dy[i], retain_graph=True)[0])
+        assert_close(batched[i], torch.autograd.grad(y, call.tensors["x"], dy[i], retain_graph=True)[0])
 
 
 # What the kernels do not have: a second derivative and forward mode

@@ -15,10 +15,12 @@ PAGE = "README.md"
 def load(folder: Path, key: str) -> dict[str, list[Result]]:
     """The finished runs of FOLDER/runs by their value of `key`, each list in the order of the seeds.
 
+    Hidden files are not read: another process may be writing them.
+
     Raises:
         ValueError: there are none.
     """
-    found = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    found = [json.loads(path.read_text()) for path in (folder / "runs").glob("[!.]*.json")]
     if not found:
         raise ValueError(f"{folder}: expected at least one finished run, got none")
     by_key: dict[str, list[Result]] = {}

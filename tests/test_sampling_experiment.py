@@ -16,8 +16,9 @@ pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 
 from test_accuracy_table import rows
 
-from experiments import mixture, runs, sampling, sampling_report
+from experiments import mixture, runs, sampling, sampling_report, tables
 from jair import JAIRConfig
+from jair._files import replacing
 from jair.data.sources import SourceSpec, open_source
 
 
@@ -80,6 +81,14 @@ def test_the_page_counts_examples(tmp_path: Path) -> None:
     for file, texts in (("curves.svg", {"ODM", "examples"}), ("probabilities.svg", {"uniform", "noisy"})):
         written = {"".join(e.itertext()).strip() for e in ElementTree.parse(tmp_path / file).iter()}
         assert texts <= written
+
+
+def test_what_another_job_is_writing_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, [result("uniform", 0, [0.9, 0.5])])
+    with replacing(tmp_path / "runs" / "odm.json") as half:
+        half.write_text("{")
+        assert list(tables.load(tmp_path, "rule")) == ["uniform"]
+        half.write_text("{}")
 
 
 def test_a_rule_that_never_gets_there_is_said_to(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ class CrossAttention {
   // First pass: P, dP, dV and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept) {
     begin_backward(s.image);
-    zero(kept.delta, 2 * kp_);
+    kept.begin(kp_);
     for (int64_t n = s.begin; n < s.end; n += block_) {
       const int64_t rows = std::min(block_, s.end - n), first = n - s.begin;
       C *p = kept.p + first * kp_, *dp = kept.dp + first * kp_;

@@ -170,31 +170,60 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
 
 // What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e
 // of the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of
-// the rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights.
+// the rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights. So
+// would that of long sums: both are compensated (Kahan), by what `lost` [2,kp] holds.
 template <typename C>
 struct Kept {
-  C *centred, *p, *dp, *delta, *total;
-  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + 2 * kp; }
+  C *centred, *p, *dp, *delta, *total, *lost;
+  static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + sums(kp); }
+  static int64_t sums(int64_t kp) { return 4 * kp; }
   Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
-      : centred(memory), p(centred + tokens * hp), dp(p + tokens * kp), delta(dp + tokens * kp), total(delta + kp) {}
+      : centred(memory),
+        p(centred + tokens * hp),
+        dp(p + tokens * kp),
+        delta(dp + tokens * kp),
+        total(delta + kp),
+        lost(total + kp) {}
 
-  // Adds `rows` rows of weights and their gradients.
+  void begin(int64_t kp) { zero(delta, sums(kp)); }
+
+  // Adds `rows` rows of weights and their gradients, few enough for plain sums of every fourth.
   void add(const C* weights, const C* dweights, int64_t rows, int64_t kp) {
     for (int64_t k = 0; k < kp; k += kLanes<C>) {
-      Vec<C> products{}, sums{};
-      for (int64_t i = k; i < rows * kp; i += kp) {
-        products += load(weights + i) * load(dweights + i);
-        sums += load(weights + i);
-      }
-      store(delta + k, load(delta + k) + products);
-      store(total + k, load(total + k) + sums);
+      Vec<C> products[4] = {}, sums[4] = {};
+      const auto take = [&](int64_t n, int to) {
+        const Vec<C> weight = load(weights + n * kp + k);
+        products[to] += weight * load(dweights + n * kp + k);
+        sums[to] += weight;
+      };
+      int64_t n = 0;
+      for (; n + 4 <= rows; n += 4) take(n, 0), take(n + 1, 1), take(n + 2, 2), take(n + 3, 3);
+      for (; n < rows; ++n) take(n, 0);
+      accumulate(k, kp, (products[0] + products[1]) + (products[2] + products[3]),
+                 (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
+  }
+
+  // Adds the sums of other tokens.
+  void join(const Kept& other, int64_t kp) {
+    for (int64_t k = 0; k < kp; k += kLanes<C>) accumulate(k, kp, load(other.delta + k), load(other.total + k));
   }
 
   // delta of the whole image, 0 where nothing was kept.
   Vec<C> mean(int64_t k) const {
     const Vec<C> sums = load(total + k);
     return sums > C(0) ? load(delta + k) / sums : Vec<C>{};
+  }
+
+ private:
+  void accumulate(int64_t k, int64_t kp, Vec<C> products, Vec<C> sums) {
+    compensated(delta + k, lost + k, products);
+    compensated(total + k, lost + kp + k, sums);
+  }
+  static void compensated(C* sum, C* lost, Vec<C> value) {
+    const Vec<C> before = load(sum), more = value - load(lost), after = before + more;
+    store(lost, (after - before) - more);
+    store(sum, after);
   }
 };
 
@@ -216,9 +245,10 @@ inline void join_deltas(const std::vector<Segment>& split, std::vector<Kept<C>>&
   for (size_t i = 0; i < split.size();) {
     size_t j = i + 1;
     for (; j < split.size() && split[j].image == split[i].image; ++j) {
-      for (int64_t k = 0; k < 2 * kp; ++k) kept[i].delta[k] += kept[j].delta[k];
+      kept[i].join(kept[j], kp);
     }
-    for (size_t other = i + 1; other < j; ++other) std::memcpy(kept[other].delta, kept[i].delta, 2 * kp * sizeof(C));
+    for (size_t other = i + 1; other < j; ++other)
+      std::memcpy(kept[other].delta, kept[i].delta, Kept<C>::sums(kp) * sizeof(C));
     i = j;
   }
 }

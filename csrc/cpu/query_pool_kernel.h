@@ -97,7 +97,7 @@ class QueryPool {
   // First pass: P, dP, the scores if there is a LayerNorm, and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept) {
     load_image(s.image);
-    zero(kept.delta, 2 * kp_);
+    kept.begin(kp_);
     for (int64_t n = s.begin; n < s.end; n += block_) {
       const int64_t rows = std::min(block_, s.end - n), at = std::min(n - s.begin, held(s));
       load_block(s.image, n, rows);

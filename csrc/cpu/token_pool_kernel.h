@@ -78,7 +78,7 @@ class TokenPool {
   // First pass: P, dP, dx and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept_rows) {
     load_dy(s.image);
-    zero(kept_rows.delta, 2 * kp_);
+    kept_rows.begin(kp_);
     const C factor = p_.mean ? C(1) / kept(s.image) : C(1);
     for (int64_t n = s.begin; n < s.end; n += E::kStrip) {
       const int64_t count = std::min(E::kStrip, s.end - n);

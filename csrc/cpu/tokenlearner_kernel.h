@@ -75,7 +75,7 @@ class TokenLearner {
   // First pass: P, dP, h - e and this segment's part of delta.
   void backward_weights(const Segment& s, Kept<C>& kept) {
     load_dy(s.image);
-    zero(kept.delta, 2 * kp_);
+    kept.begin(kp_);
     for (int64_t n = s.begin; n < s.end; n += mlp_.block) {
       const int64_t rows = std::min(mlp_.block, s.end - n);
       for (int64_t i = 0; i < rows; i += E::kStrip) {

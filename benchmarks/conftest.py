@@ -89,11 +89,14 @@ class Session:
         return samples
 
     def _why_not(self, group: Group, problem: contestants.AnyProblem, backend: str) -> str | None:
-        in_software = group.dtype != "fp32" and self.device == "cpu" and machine.cpu_isa() != "amx"
-        if in_software and group.op in shapes.MODEL_OPS:
-            return f"without AMX PyTorch's {group.dtype} products make a step of the model take minutes"
-        if in_software and not self.full and group.op in shapes.COMPOSED_OPS:
-            return f"without AMX PyTorch's {group.dtype} products take seconds; --full measures them"
+        isa = machine.cpu_isa()
+        in_hardware = isa == "amx" or (isa == "avx512_bf16" and group.dtype == "bf16")
+        if group.dtype != "fp32" and self.device == "cpu" and not in_hardware:
+            slow = f"without instructions for it PyTorch's {group.dtype} products take"
+            if group.op in shapes.MODEL_OPS:
+                return f"{slow} minutes for a step of the model"
+            if not self.full and group.op in shapes.COMPOSED_OPS:
+                return f"{slow} seconds; --full measures them"
         if isinstance(problem, contestants.Problem):
             mine = backend not in group.peers
             return jair_kernels.why_not(group.op, backend, *problem.arguments(0).values()) if mine else None

@@ -13,20 +13,18 @@ import torch
 import jair_kernels
 from jair_kernels import _library
 
-_ISA = ("portable", "avx2", "avx512", "amx")
-
 
 def cpu_isa() -> str:
     """The instruction set our CPU kernels use, or "none" without them."""
-    return "none" if _library.load_error else _ISA[torch.ops.jair_kernels.cpu_isa()]
+    return "none" if _library.load_error else _library.ISAS[torch.ops.jair_kernels.cpu_isa()]
 
 
 def kind(device: str) -> str:
-    """Name of the folder its results lie in: cpu-avx512-amx, cpu-avx2, h200, ..."""
+    """Name of the folder its results lie in: cpu-avx512-amx, cpu-avx512-bf16, h200, ..."""
     if device == "cuda":
         words = re.findall(r"[a-z0-9]+", torch.cuda.get_device_name().lower())
         return "-".join(word for word in words if word not in ("nvidia", "tesla", "geforce"))
-    isa = cpu_isa()
+    isa = cpu_isa().replace("_", "-")
     return f"cpu-{'avx512-amx' if isa == 'amx' else isa}"
 
 

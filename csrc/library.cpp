@@ -58,7 +58,8 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
   m.def("bias_gelu_forward(Tensor h, Tensor? bias, bool tanh) -> Tensor g");
   m.def("bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
 
-  // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 amx (csrc/cpu/isa.h).
+  // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx
+  // (csrc/cpu/isa.h).
   m.def("cpu_isa_best() -> int");
   m.def("cpu_isa() -> int");
   m.def("set_cpu_isa(int isa) -> int");

@@ -15,7 +15,6 @@ import torch
 import jair_kernels
 from jair_kernels import _backends, _library
 
-ISAS = ("portable", "avx2", "avx512", "amx")  # csrc/cpu/isa.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 GPU_BACKENDS = ("triton", "cuda")
 VERIFIED = Path(__file__).with_name("verified.json")
@@ -49,8 +48,8 @@ def _gpus() -> list[dict[str, str]]:
 def _isa() -> dict[str, str] | None:
     if _library.load_error is not None:
         return None
-    ops = torch.ops.jair_kernels
-    return {"active": ISAS[ops.cpu_isa()], "best": ISAS[ops.cpu_isa_best()]}
+    ops, names = torch.ops.jair_kernels, _library.ISAS
+    return {"active": names[ops.cpu_isa()], "best": names[ops.cpu_isa_best()]}
 
 
 def _support() -> list[dict[str, str | None]]:

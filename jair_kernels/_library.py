@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).with_name("_C.so")
-_ISAS = ("portable", "avx2", "avx512", "amx")
+# Of the CPU kernels, from the plainest to the widest: csrc/cpu/isa.h.
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def _load() -> str | None:
     wish = os.environ.get("JAIR_KERNELS_CPU_ISA")
-    if wish is not None and wish not in _ISAS:  # the library takes the widest then
-        expected = ", ".join(_ISAS)
+    if wish is not None and wish not in ISAS:  # the library takes the widest then
+        expected = ", ".join(ISAS)
         warnings.warn(f"JAIR_KERNELS_CPU_ISA: expected one of {expected}, got {wish!r}", stacklevel=2)
     if not PATH.exists():
         return (

@@ -15,6 +15,7 @@ import torch
 from torch.utils import deterministic as _settings
 
 import jair_kernels
+from jair_kernels import _library
 from jair_kernels._autograd import accumulate_dtype
 from jair_kernels._fusion_samples import FUSION_OPS, FusionCase, arguments
 from jair_kernels._rounding import TINY, rounded
@@ -54,7 +55,7 @@ FLOAT64_FLOOR = 1e-13
 
 _DRAWS = 8  # of random signs in `floors`
 
-ISAS = ("portable", "avx2", "avx512", "amx")
+ISAS = _library.ISAS
 
 
 def run(sample: Sample, backend: str | None) -> dict[str, Tensor]:
@@ -273,7 +274,7 @@ def available_isas() -> tuple[str, ...]:
 
 @contextmanager
 def cpu_isa(name: str) -> Iterator[None]:
-    """Within the block the CPU kernels use this instruction set: "portable", "avx2", "avx512" or "amx".
+    """Within the block the CPU kernels use this instruction set: one of `ISAS`.
 
     Raises:
         ValueError: the name is unknown or the processor lacks it.

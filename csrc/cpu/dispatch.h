@@ -23,14 +23,23 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
 }  // namespace jair
 
 // Calls the function template `name`<T> of the active instruction set. Tiles multiply bfloat16 alone: for other types,
-// amx means avx512.
-#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 3
+// avx512_bf16 and amx mean avx512.
+#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 4
 #define JAIR_CALL_AMX(name, T, ...)                                                         \
   if constexpr (std::is_same<T, ::jair::bf16>::value) {                                     \
     if (::jair::active_isa() == ::jair::Isa::amx) return ::jair::amx::name<T>(__VA_ARGS__); \
   }
 #else
 #define JAIR_CALL_AMX(name, T, ...)
+#endif
+
+#if defined(__x86_64__) && JAIR_WIDEST_ISA >= 3
+#define JAIR_CALL_AVX512_BF16(name, T, ...)                                                                 \
+  if constexpr (std::is_same<T, ::jair::bf16>::value) {                                                     \
+    if (::jair::active_isa() >= ::jair::Isa::avx512_bf16) return ::jair::avx512_bf16::name<T>(__VA_ARGS__); \
+  }
+#else
+#define JAIR_CALL_AVX512_BF16(name, T, ...)
 #endif
 
 #if defined(__x86_64__) && JAIR_WIDEST_ISA >= 2
@@ -50,6 +59,7 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
 #define JAIR_CALL_ISA(name, T, ...)                \
   do {                                             \
     JAIR_CALL_AMX(name, T, __VA_ARGS__)            \
+    JAIR_CALL_AVX512_BF16(name, T, __VA_ARGS__)    \
     JAIR_CALL_AVX512(name, T, __VA_ARGS__)         \
     JAIR_CALL_AVX2(name, T, __VA_ARGS__)           \
     return ::jair::portable::name<T>(__VA_ARGS__); \

@@ -3,18 +3,23 @@
 #include "cpu/gemm.h"
 #include "cpu/pool.h"
 #include "cpu/vector_engine.h"
+#if defined(JAIR_TILES)
+#include "cpu/tiles.h"
 #if defined(JAIR_AMX)
-#include "cpu/amx.h"
-#include "cpu/amx_rows.h"
-#include "cpu/amx_engine.h"
+#include "cpu/amx_tiles.h"
+#else
+#include "cpu/vector_tiles.h"
+#endif
+#include "cpu/tile_rows.h"
+#include "cpu/tile_engine.h"
 #endif
 
 namespace jair {
 namespace JAIR_ISA {
 
-#if defined(JAIR_AMX)
+#if defined(JAIR_TILES)
 template <typename T>
-using Engine = AmxEngine;
+using Engine = TileEngine;
 #else
 template <typename T>
 using Engine = VectorEngine<T>;

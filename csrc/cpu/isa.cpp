@@ -43,7 +43,8 @@ Isa detect() {
   if (!(avx512 && (state & 0xe6) == 0xe6)) return Isa::avx2;
   unsigned a1, b1, c1, d1;
   const bool bf16 = __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && (a1 >> 5 & 1);
-  if (!(tiles && bf16 && (state >> 17 & 3) == 3 && request_tiles())) return Isa::avx512;
+  if (!bf16) return Isa::avx512;
+  if (!(tiles && (state >> 17 & 3) == 3 && request_tiles())) return Isa::avx512_bf16;
   return Isa::amx;
 }
 #else
@@ -51,10 +52,10 @@ Isa detect() { return Isa::portable; }
 #endif
 
 Isa from_environment() {
-  constexpr const char* names[] = {"portable", "avx2", "avx512", "amx"};
+  constexpr const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
   const char* wish = std::getenv("JAIR_KERNELS_CPU_ISA");
-  for (int i = 0; wish && i < 4; ++i) {
-    if (std::strcmp(wish, names[i]) == 0 && i < static_cast<int>(best_isa())) return static_cast<Isa>(i);
+  for (int i = 0; wish && i < static_cast<int>(best_isa()); ++i) {
+    if (std::strcmp(wish, names[i]) == 0) return static_cast<Isa>(i);
   }
   return best_isa();
 }

@@ -133,6 +133,7 @@ PYBIND11_MODULE(jair_blocks, m) {
 #if defined(__x86_64__)
   JAIR_BIND(avx2);
   JAIR_BIND(avx512);
+  JAIR_BIND(avx512_bf16);
   JAIR_BIND(amx);
 #endif
   m.def("plan", &plan);

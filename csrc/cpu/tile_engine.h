@@ -1,9 +1,9 @@
-// The products of vector_engine.h for bfloat16 on tile registers.
+// The products of vector_engine.h for bfloat16 on tiles. Included once per instruction set.
 
 namespace jair {
 namespace JAIR_ISA {
 
-class AmxEngine {
+class TileEngine {
  public:
   using C = float;
   using Layout = TileLayout;
@@ -18,7 +18,7 @@ class AmxEngine {
   static Vec<C> rounded(Vec<C> w) { return (Vec<C>)widen((__m256i)_mm512_cvtneps_pbh((__m512)w)); }
   static C rounded_weight(C w) { return rounded(splat(w))[0]; }
 
-  explicit AmxEngine(Scratch::Frame&) {}
+  explicit TileEngine(Scratch::Frame& frame) : unit_(frame) {}
 
   // --- X: strips of 32 rows, read in place. A strip that is cut off, has a masked row, a row far from zero or columns
   // that do not fill 64 bytes is copied, with zeros for what is missing.
@@ -94,9 +94,7 @@ class AmxEngine {
         __m512 a = _mm512_setzero_ps(), b = a;
         if (i < spread.count) a = _mm512_loadu_ps(rows + i * spread.dp + d);
         if (i + 1 < spread.count) b = _mm512_loadu_ps(rows + (i + 1) * spread.dp + d);
-        const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
-        _mm512_storeu_si512(spread.data + d * spread.depth + i * 16, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        _mm512_storeu_si512(spread.data + d * spread.depth + i * 16, narrow_pairs(a, b));
       }
     }
   }
@@ -115,13 +113,13 @@ class AmxEngine {
       float* strip = valid < kStrip ? whole : out + r * b.np;
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t k = depth * part / parts, steps = depth * (part + 1) / parts - k;
-        Tiles a = rows.tiles(first + r);
-        a.data += k * a.step;
+        const Tiles a = rows.tiles(first + r).from(k);
         for (int64_t c = 0; c < b.np; c += 32) {
           with_tiles(valid > 16, b.np - c > 16, [&](auto R, auto V) {
-            part ? tiles_load<R, V>(strip + c, 16 * b.np, 16, b.np) : tiles_zero<R, V>();
-            tiles_multiply<R, V>(steps, a, {b.data + c * b.dp + k * kTile, 16 * b.dp, kTile, 32}, &ahead);
-            tiles_store<R, V>(strip + c, 16 * b.np, 16, b.np);
+            const SumTiles sums{strip + c, 16 * b.np, 16, b.np};
+            unit_.open<R, V>(sums, part > 0);
+            unit_.multiply<R, V>(valid, 32 * steps, a, {b.data + c * b.dp + k * kTile, 16 * b.dp, kTile, 32}, &ahead);
+            unit_.close<R, V>(sums);
           });
         }
       }
@@ -139,9 +137,11 @@ class AmxEngine {
     }
     for (int64_t c = 0; c < b.np; c += 32) {
       with_tiles(count > 16, b.np - c > 16, [&](auto R, auto V) {
-        tiles_zero<R, V>();
-        tiles_multiply<R, V>(depth, {left, depth * kTile, kTile, 32}, {b.data + c * b.dp, 16 * b.dp, kTile, 32});
-        tiles_store<R, V>(whole + c, 16 * b.np, 16, b.np);
+        const SumTiles sums{whole + c, 16 * b.np, 16, b.np};
+        unit_.open<R, V>(sums, false);
+        unit_.multiply<R, V>(count, 32 * depth, {left, depth * kTile, kTile, 32},
+                             {b.data + c * b.dp, 16 * b.dp, kTile, 32});
+        unit_.close<R, V>(sums);
       });
     }
     if (count < kStrip) std::memcpy(out, whole, count * b.np * sizeof(float));
@@ -170,17 +170,18 @@ class AmxEngine {
     const int64_t dp = pad_width(width);
     with_tiles(count > 16, true, [&](auto R, auto V) {
       for (int64_t d = 0; d <= dp + 32; d += 32) {
+        const SumTiles panel{panels[d / 32 % 4], 16 * 32, 16, 32};
         if (d < dp) {
-          tiles_zero<R, V>();
-          tiles_multiply<R, V>(depth_a, {left, row, kTile, 32},
+          unit_.open<R, V>(panel, false);
+          unit_.multiply<R, V>(count, a.s->count, {left, row, kTile, 32},
                                {a.s->data + d * a.s->depth, 16 * a.s->depth, kTile, 32});
           if (b.s) {
-            tiles_multiply<R, V>(depth_b, {left + depth_a * kTile, row, kTile, 32},
+            unit_.multiply<R, V>(count, b.s->count, {left + depth_a * kTile, row, kTile, 32},
                                  {b.s->data + d * b.s->depth, 16 * b.s->depth, kTile, 32});
           }
         }
         if (d > 32) finish_panel(panels[d / 32 % 4 ^ 2], first, count, d - 64, width, less, out, ldo);
-        if (d < dp) tiles_store<R, V>(panels[d / 32 % 4], 16 * 32, 16, 32);
+        if (d < dp) unit_.close<R, V>(panel);
       }
     });
   }
@@ -196,22 +197,26 @@ class AmxEngine {
     uint16_t *left = frame.take<uint16_t>(tiles * steps * kTile), *right = frame.take<uint16_t>(2 * steps * kTile);
     for (int64_t s = 0; s < steps; ++s) {
       for (int64_t t = 0; t < tiles; ++t) {
-        transpose_weights(weights + 32 * s * ldw + 16 * t, ldw, count - 32 * s, left + (s * tiles + t) * kTile);
+        TileUnit::turn(weights + 32 * s * ldw + 16 * t, ldw, count - 32 * s, left + (s * tiles + t) * kTile);
       }
     }
     for (int64_t d = 0; d < dp; d += 32) {
-      // Vectors make the B tiles of a step while tiles multiply those of the step before.
-      interleave(rows, first, d, right);
+      // Where tiles work apart, vectors make the B tiles of a step while those of the step before are multiplied.
+      for (int64_t s = 0; s < (TileUnit::kApart ? 1 : steps); ++s) interleave(rows, first, s, d, right);
       for (int64_t t = 0; t < tiles; t += 2) {
-        float* target = sums + 16 * t * dp + d * 16;
+        const SumTiles target{sums + 16 * t * dp + d * 16, 16 * dp, kSumTile, 16};
+        const Tiles a{left + t * kTile, kTile, tiles * kTile, 32}, b{right, kTile, 2 * kTile, 32};
         with_tiles(tiles - t > 1, true, [&](auto R, auto V) {
-          tiles_load<R, V>(target, 16 * dp, kSumTile, 16);
-          for (int64_t s = 0; s < steps; ++s) {
-            if (t == 0 && s + 1 < steps) interleave(rows, first + 32 * (s + 1), d, right + 2 * (s + 1) * kTile);
-            tiles_multiply<R, V>(1, {left + (s * tiles + t) * kTile, kTile, 0, 32},
-                                 {right + 2 * s * kTile, kTile, 0, 32});
+          unit_.open<R, V>(target, true);
+          if (TileUnit::kApart && t == 0) {
+            for (int64_t s = 0; s < steps; ++s) {
+              if (s + 1 < steps) interleave(rows, first, s + 1, d, right);
+              unit_.multiply_turned<R, V>(m, 32, a.from(s), b.from(s));
+            }
+          } else {
+            unit_.multiply_turned<R, V>(m - 16 * t, count, a, b);
           }
-          tiles_store<R, V>(target, 16 * dp, kSumTile, 16);
+          unit_.close<R, V>(target);
         });
       }
     }
@@ -246,8 +251,10 @@ class AmxEngine {
     rows.strips[s] = copies, rows.strides[s] = rows.dp;
   }
 
-  // A strip by 32 columns into two B tiles: the pairs of rows come from unpacking, which moves columns (TileLayout).
-  static void interleave(const Rows& rows, int64_t first, int64_t d, uint16_t* out) {
+  // Strip s after row `first`, 32 columns of it, into two B tiles: the pairs of rows come from unpacking, which moves
+  // columns (TileLayout).
+  static void interleave(const Rows& rows, int64_t first, int64_t s, int64_t d, uint16_t* out) {
+    first += kStrip * s, out += 2 * kTile * s;
     const uint16_t* from = rows.at(first) + d;
     const int64_t stride = rows.strides[first / kStrip];
     for (int i = 0; i < 16; ++i) {
@@ -276,7 +283,7 @@ class AmxEngine {
     }
   }
 
-  TileScope scope_;
+  mutable TileUnit unit_;
 };
 
 }  // namespace JAIR_ISA

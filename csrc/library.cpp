@@ -58,6 +58,10 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
   m.def("bias_gelu_forward(Tensor h, Tensor? bias, bool tanh) -> Tensor g");
   m.def("bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
 
+  // Over rows and along them, in float32, of float64 in float64: what the gradients of biases and gates are made of.
+  m.def("column_sum(Tensor rows) -> Tensor");
+  m.def("row_dot(Tensor a, Tensor b) -> Tensor");
+
   // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx
   // (csrc/cpu/isa.h).
   m.def("cpu_isa_best() -> int");

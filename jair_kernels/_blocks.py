@@ -15,6 +15,7 @@ import jair_kernels.bias_gelu
 import jair_kernels.cross_attention  # noqa: F401
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
+from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
 NEEDED = ("add_norm", "bias_gelu", "cross_attention")
@@ -89,11 +90,6 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows @ weight.mT if bias is None else torch.addmm(cast(bias, rows.dtype), rows, weight.mT)
 
 
-def column_sum(rows: Tensor) -> Tensor:
-    """Sum over rows, accumulated and returned in float32 (float64 for float64)."""
-    return rows.sum(0, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
-
-
 @dataclass(frozen=True)
 class Gated:
     """The last product of a branch, tanh(gate) (inner weight^T + bias), as its backward needs it."""
@@ -120,15 +116,15 @@ class Gated:
         total = column_sum(dz) if self.bias is not None and (need_bias or need_gate) else None
         dgate = None
         if need_gate and product is not None:
-            along = (self.weight.to(factor.dtype) * product.to(factor.dtype)).sum(1)
+            along = row_dot(self.weight, product)
             if total is not None and self.bias is not None:
                 along = along + self.bias.to(factor.dtype) * total
             dgate = (1 - factor.square()) * (
                 along if factor.numel() == along.numel() else along.sum(0, keepdim=True)
             )
-        dweight = (
-            product * factor.unsqueeze(1).to(product.dtype) if need_weight and product is not None else None
-        )
+        dweight = None
+        if need_weight and product is not None:
+            dweight = product.mul_(factor.unsqueeze(1).to(product.dtype))  # in place: G has served
         return dweight, None if total is None or not need_bias else factor * total, dgate
 
     def through(self, dz: Tensor) -> Tensor:

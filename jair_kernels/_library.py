@@ -34,9 +34,14 @@ load_error: str | None = _load()
 
 def has_kernel(op: str, device: str) -> bool:
     """Whether the library has a kernel of `op` for "CPU" or "CUDA"; one of an older version may lack it."""
-    if load_error is not None or not hasattr(torch.ops.jair_kernels, f"{op}_forward"):
+    return has_operator(f"{op}_forward", device)
+
+
+def has_operator(name: str, device: str) -> bool:
+    """The same of one operator by its own name."""
+    if load_error is not None or not hasattr(torch.ops.jair_kernels, name):
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"jair_kernels::{op}_forward", device))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"jair_kernels::{name}", device))
 
 
 def has_cuda_kernels() -> bool:

@@ -49,6 +49,10 @@ def register(op: str, *, forward: Collection[int], backward: Collection[int] = (
     results have one too. The backward of an op with parameters has none: it sums over images.
     """
     for direction, folded in (("forward", forward), ("backward", backward)):
-        name = f"{op}_{direction}{suffix}"
-        kernel = getattr(torch.ops.jair_kernels, name).default
-        torch.library.register_vmap(f"jair_kernels::{name}", _rule(kernel, folded))
+        register_rule(f"{op}_{direction}{suffix}", folded)
+
+
+def register_rule(name: str, folded: Collection[int] = ()) -> None:
+    """The batching rule of one operator; without `folded` it runs sample by sample."""
+    kernel = getattr(torch.ops.jair_kernels, name).default
+    torch.library.register_vmap(f"jair_kernels::{name}", _rule(kernel, folded))

@@ -12,6 +12,7 @@ from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
 from jair_kernels._plain import zero_masked
+from jair_kernels._sums import column_sum
 from jair_kernels.gated_fusion.params import GatedFusionParams
 
 Tensor = torch.Tensor
@@ -137,11 +138,11 @@ class _GatedFusion(torch.autograd.Function):
             "norm_f_weight": df_weight,
             "norm_f_bias": df_bias,
             "wq": dq.mT @ a if needs.wq else None,
-            "bq": _blocks.column_sum(dq) if needs.bq else None,
+            "bq": column_sum(dq) if needs.bq else None,
             "wk": dwk,
             "bk": None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it
             "wv": dwv,
-            "bv": _blocks.column_sum(dv) if needs.bv else None,
+            "bv": column_sum(dv) if needs.bv else None,
             "wo": dwo,
             "bo": dbo,
             "norm_mlp_weight": dmlp_weight,

@@ -21,6 +21,7 @@ from jair_kernels import _blocks
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once
 from jair_kernels._backends import block
 from jair_kernels._plain import zero_masked
+from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample.arguments import (
     Options,
     Tensors,
@@ -211,7 +212,7 @@ class _Absorbed(torch.autograd.Function):
             "x": dx,
             "latents": dlatents.view(t.latents.shape),
             "wq": dq.mT @ z,
-            "bq": _blocks.column_sum(dq),
+            "bq": column_sum(dq),
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
             "wv": dwv,

@@ -12,6 +12,7 @@ from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
 from jair_kernels._plain import zero_masked
+from jair_kernels._sums import column_sum
 from jair_kernels.transformer_layer.params import TransformerLayerParams
 from jair_kernels.transformer_layer.reference import causal_range
 
@@ -123,7 +124,7 @@ class _TransformerLayer(torch.autograd.Function):
 
 def _query_and_value_sums(dqkv: Tensor) -> Tensor:
     """Gradient of the bias of q, k, v; the softmax does not see the bias of k."""
-    total = _blocks.column_sum(dqkv)
+    total = column_sum(dqkv)
     width = total.shape[0] // 3
     return torch.cat([total[:width], torch.zeros_like(total[:width]), total[2 * width :]])
 

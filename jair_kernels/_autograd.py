@@ -29,6 +29,17 @@ def grads_like(
     return tuple(None if t is None or not need else cast(grad, t.dtype) for grad, t, need in triples)
 
 
+def take_saved(ctx: Any) -> tuple[Any, ...]:
+    """`ctx.saved_tensors`, which the graph lets go of unless it is kept (retain_graph).
+
+    A backward of many steps then needs less at once, if it deletes what it is through with.
+    """
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    if not torch.compiler.is_compiling():
+        ctx.maybe_clear_saved_tensors()
+    return saved
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which kernels keep statistics and sums."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -77,9 +88,9 @@ def differentiable_once(op: str) -> Callable[[Callable[..., Gradients]], Callabl
         def once(ctx: Any, *dy: torch.Tensor | None) -> Gradients:
             if not torch.is_grad_enabled() or torch.compiler.is_compiling():
                 return backward(ctx, *dy)
+            sources = [t for t in (*dy, *ctx.saved_tensors) if t is not None]
             with torch.no_grad():
                 grads = backward(ctx, *dy)
-            sources = [t for t in (*dy, *ctx.saved_tensors) if t is not None]
             present = [grad for grad in grads if grad is not None]
             refused = iter(refuse.apply(op, len(present), *present, *sources))
             return tuple(None if grad is None else next(refused) for grad in grads)

@@ -48,5 +48,6 @@ def backward(
     last = _blocks.Gated(p.w2, p.b2, p.gate)
     dh, g, db1 = block("bias_gelu", backend).backward(last.through(dy), h, p.b1, p.tanh)
     dw2, db2, dgate = last.backward(dy, g, needs[2:])
+    del g  # as large as h: not beside what follows
     dw1 = dh.mT @ a if needs[0] else None
     return MlpGradients(dh @ p.w1, dw1, db1 if p.b1 is not None else None, dw2, db2, dgate)

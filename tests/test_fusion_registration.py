@@ -247,6 +247,36 @@ def test_saved_bytes(op: str, most: float, peer: str) -> None:
     assert ours <= most * theirs
 
 
+@pytest.mark.parametrize("kind", ["projected", "jair", "flamingo", "layer"])
+def test_a_graph_that_is_kept_gives_its_gradients_again(kind: str) -> None:
+    """The backward lets go of what was saved, but of no more than autograd itself would."""
+    tensors = leaves(of := sample(kind))
+    inputs = [t for t in tensors.values() if t.requires_grad]
+    y = Module(of, "cpu")(tensors)
+    first = torch.autograd.grad(y, inputs, y, retain_graph=True)
+    second = torch.autograd.grad(y, inputs, y)
+    assert all(map(torch.equal, first, second))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, inputs, y)
+
+
+@pytest.mark.parametrize(
+    ("op", "most"), [(GATED, 1.15), (LAYER, 0.90)], ids=["gated_fusion", "transformer_layer"]
+)
+def test_peak_bytes_of_a_step(op: str, most: float) -> None:
+    """Of a base-sized layer, gradients included; the graph of plain PyTorch frees tensors one by one."""
+    case = fusion.FusionCase(op, *{GATED: (8, 64, 64), LAYER: (8, 128, 128)}[op], 12, 64, hidden=2048)
+    tensors = case.tensors(torch.bfloat16, "cpu", 0)
+    dy = tensors.pop("dy")
+    given = {name: t.requires_grad_() for name, t in tensors.items()}
+
+    def peak(function: Any) -> int:
+        call = fusion.packed(op, case, function)
+        return measure.peak_bytes(lambda _: torch.autograd.grad(call(**given), given.values(), dy), "cpu")
+
+    assert peak(getattr(jk, op)) <= most * peak(fusion.peer(op, "eager"))
+
+
 @kinds
 def test_bits_do_not_depend_on_memory_or_the_run(kind: str) -> None:
     of = sample(kind, 3, 40)

@@ -1,4 +1,4 @@
-"""Sums over rows and along them on the CPU against long doubles: dtypes, instruction sets, layouts, many rows."""
+"""Sums over rows and along them on the CPU against long doubles: dtypes, instruction sets, layouts."""
 
 from __future__ import annotations
 

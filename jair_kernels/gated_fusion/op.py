@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jair_kernels import _blocks, _mlp
-from jair_kernels._autograd import Differentiable, cast, differentiable_once
+from jair_kernels._autograd import Differentiable, cast, differentiable_once, take_saved
 from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
@@ -94,9 +94,10 @@ class _GatedFusion(torch.autograd.Function):
         count = len(GatedFusionParams._fields)
         if dy is None:
             return (None,) * (10 + count)
-        t, f, mask, kv_range, *tensors = ctx.saved_tensors
+        t, f, mask, kv_range, *tensors = take_saved(ctx)
         p = GatedFusionParams(*tensors[:count])
         q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h = tensors[count:]
+        del tensors
         backend, dtype = ctx.backend, ctx.dtype
         s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
         need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
@@ -110,6 +111,7 @@ class _GatedFusion(torch.autograd.Function):
         a = _blocks.norm_again(backend, middle, stats_mlp, norm_mlp)
         of_weights = (needs.w1, needs.b1, needs.w2, needs.b2, needs.beta)
         of_mlp = _mlp.backward(backend, dy, a, h, s.mlp, of_weights)
+        del a, h
         dz, dmlp_weight, dmlp_bias = _blocks.norm_backward(backend, of_mlp.a, dy, middle, stats_mlp, norm_mlp)
 
         wanted = (needs.wo, needs.bo, needs.alpha)
@@ -117,6 +119,7 @@ class _GatedFusion(torch.autograd.Function):
         dout = s.out.through(dz).view(o.shape)
         attention = block("cross_attention", backend).backward
         dq, dkv = attention(dout, q, k, v, mask, kv_range, o, stats, s.width**-0.5, False)
+        del q, k, v, o, dout
         dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
         dk, dv = dkv.chunk(2, dim=1)
 

@@ -8,7 +8,7 @@ import torch
 
 import jair_kernels.query_pool.op  # noqa: F401 - registers its kernels
 from jair_kernels import _blocks
-from jair_kernels._autograd import Differentiable, cast, differentiable_once
+from jair_kernels._autograd import Differentiable, cast, differentiable_once, take_saved
 from jair_kernels._backends import block, register_composed
 from jair_kernels._plain import zero_masked
 from jair_kernels._sums import column_sum
@@ -77,8 +77,9 @@ class _Projected(torch.autograd.Function):
         count = len(Tensors._fields)
         if dy is None:
             return (None,) * (7 + count)
-        mask, *saved = ctx.saved_tensors
+        mask, *saved = take_saved(ctx)
         t, (q, k, v, out, stats, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
+        del saved
         o = Options(*ctx.options)
         needs: Any = Tensors(*ctx.needs_input_grad[7:])
         backend, dtype = o.backend, o.dtype
@@ -96,6 +97,8 @@ class _Projected(torch.autograd.Function):
         dout = last.through(dy).view(out.shape)
         whole = q.expand(b, l, o.num_heads, d)
         dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, stats, d**-0.5, False)
+        key_count = k.shape[1]
+        del q, whole, k, v, out, dout
         dq = sum_if(dq, t.latents.dim() == 2).view(samples(t) * l, t.wq.shape[0])
         dkv = dkv.flatten(0, 1).flatten(1)
         dk, dv = dkv.chunk(2, dim=1)
@@ -106,7 +109,7 @@ class _Projected(torch.autograd.Function):
         dz = dq @ cast(t.wq, dtype)
         dx = x_weight = x_bias = None
         if dkeys is not None:
-            per_sample = dkeys.unflatten(0, (b, k.shape[1]))
+            per_sample = dkeys.unflatten(0, (b, key_count))
             if o.attend_latents:
                 appended = sum_if(per_sample[:, t.x.shape[1] :], t.latents.dim() == 2)
                 dz = dz + appended.reshape(dz.shape)

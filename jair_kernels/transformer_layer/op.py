@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jair_kernels import _blocks, _mlp
-from jair_kernels._autograd import Differentiable, cast, differentiable_once
+from jair_kernels._autograd import Differentiable, cast, differentiable_once, take_saved
 from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
@@ -74,9 +74,10 @@ class _TransformerLayer(torch.autograd.Function):
         count = len(TransformerLayerParams._fields)
         if dy is None:
             return (None,) * (8 + count)
-        x, mask, *tensors = ctx.saved_tensors
+        x, mask, *tensors = take_saved(ctx)
         p = TransformerLayerParams(*tensors[:count])
         qkv, o, stats, middle, stats1, stats2, h = tensors[count:]
+        del tensors
         backend, dtype = ctx.backend, ctx.dtype
         norm1, norm2, mlp = _parts(p, ctx.eps, ctx.tanh, dtype)
         needs: Any = TransformerLayerParams(*ctx.needs_input_grad[8:])
@@ -87,6 +88,7 @@ class _TransformerLayer(torch.autograd.Function):
         a = _blocks.norm_again(backend, middle, stats2, norm2)
         wanted = (needs.w1, needs.b1, needs.w2, needs.b2, False)
         grads = _mlp.backward(backend, dy, a, h, mlp, wanted)
+        del a, h
         dz, dnorm2_weight, dnorm2_bias = _blocks.norm_backward(backend, grads.a, dy, middle, stats2, norm2)
 
         last = _blocks.Gated(cast(p.wo, dtype), p.bo, None)
@@ -97,6 +99,7 @@ class _TransformerLayer(torch.autograd.Function):
         scale = (width // ctx.num_heads) ** -0.5
         attention = block("cross_attention", backend).backward
         dqkv, _empty = attention(dout, q, k, v, mask, allowed, o, stats, scale, True)
+        del qkv, q, k, v, o, dout
         dqkv = dqkv.view(b * n, 3 * width)
         a = _blocks.norm_again(backend, rows, stats1, norm1)
         dwqkv = dqkv.mT @ a if needs.wqkv else None

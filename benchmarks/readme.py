@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks import shapes
 from benchmarks.report import machine_line, show_bytes, speed_table
 from benchmarks.rows import RESULTS, Run, load
 from jair import cost_report
@@ -12,11 +13,16 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def section(run: Run) -> str:
-    """Speed of fused_tokenlearner and what it keeps for the backward, on one kind of machine."""
-    results = [r for r in run.results if r.op == "fused_tokenlearner" and r.complete and r.ours]
+    """One kind of machine: the speed of fused_tokenlearner, what it keeps for the backward, and the speed of
+    what fuses modalities where that was measured.
+    """
+    measured = [r for r in run.results if r.complete and r.ours and not r.case.endswith(",photos")]
+    pooling = [r for r in measured if r.op == "fused_tokenlearner"]
+    fusion = [r for r in measured if r.op in (*shapes.FUSION_OPS, *shapes.MODEL_OPS)]
     kind = run.machine["kind"]
-    lines = [f"**{kind}**: {machine_line(run)}", "", *speed_table(results), ""]
-    for result in results:
+    lines = [f"**{kind}**: {machine_line(run)}", "", *speed_table(pooling), ""]
+    lines += [*speed_table(fusion, with_op=True), ""] if fusion else []
+    for result in pooling:
         if (result.case, result.dtype, result.direction) == ("16x196x768,h64,k8", "fp32", "fwdbwd"):
             ours, eager = result.ours[0].counts["saved_bytes"], result.timings["eager"].counts["saved_bytes"]
             kept = f"{show_bytes(ours)}, eager PyTorch {show_bytes(eager)}"

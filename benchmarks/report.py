@@ -47,16 +47,17 @@ def _goal(result: Result, ours: Timing) -> str:
     return f"{target:g}x, {'met' if result.speedup(ours) >= target else 'missed'}"
 
 
-def speed_table(results: list[Result]) -> list[str]:
-    """Time and speed-up of every row of ours that has all its peers."""
+def speed_table(results: list[Result], with_op: bool = False) -> list[str]:
+    """Time and speed-up of every row of ours that has all its peers; `with_op`: with its operation's name."""
     lines = []
     for result in results:
         peer = result.fastest_peer()
         for ours in result.ours:
             times = [show_seconds(ours.median), f"{peer.backend} {show_seconds(peer.median)}"]
-            lines.append([*_names(result, ours), *times, _speedup(result, ours), _goal(result, ours)])
+            op = [result.op] * with_op
+            lines.append([*op, *_names(result, ours), *times, _speedup(result, ours), _goal(result, ours)])
     header = ["case", "dtype", "pass", "backend", "time", "fastest peer", "speed-up", "goal"]
-    return _table(header, lines, 4)
+    return _table(["operation"] * with_op + header, lines, 4 + with_op)
 
 
 def cost_table(results: list[Result]) -> list[str]:

@@ -24,7 +24,8 @@ void column_sum(const RowSumsParams& p, const RowShares& shares) {
       });
     });
   });
-  std::memcpy(p.out, sums.join(), p.width * sizeof(C));
+  const C* total = sums.join();
+  std::copy(total, total + p.width, static_cast<C*>(p.out));
 }
 
 // out[r] = sum_d a[r][d] b[r][d]

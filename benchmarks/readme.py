@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import shapes
-from benchmarks.report import machine_line, show_bytes, speed_table
+from benchmarks.report import machine_line, notes, show_bytes, speed_table
 from benchmarks.rows import RESULTS, Run, load
 from jair import cost_report
 
@@ -20,7 +20,7 @@ def section(run: Run) -> str:
     pooling = [r for r in measured if r.op == "fused_tokenlearner"]
     fusion = [r for r in measured if r.op in (*shapes.FUSION_OPS, *shapes.MODEL_OPS)]
     kind = run.machine["kind"]
-    lines = [f"**{kind}**: {machine_line(run)}", "", *speed_table(pooling), ""]
+    lines = [" ".join([f"**{kind}**: {machine_line(run)}", *notes(run)]), "", *speed_table(pooling), ""]
     lines += [*speed_table(fusion, with_op=True), ""] if fusion else []
     for result in pooling:
         if (result.case, result.dtype, result.direction) == ("16x196x768,h64,k8", "fp32", "fwdbwd"):

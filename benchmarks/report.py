@@ -122,6 +122,12 @@ inputs and parameters. Peak: the most that PyTorch's allocator gave out at once 
 also keep a working memory for each thread, which it does not see."""
 
 
+def notes(run: Run) -> list[str]:
+    """What has to be known of a machine to read its goals."""
+    without_tiles = run.device == "cpu" and run.machine["isa"] != "amx"
+    return ["The goals are those of a CPU with AMX tiles, which this one has not."] * without_tiles
+
+
 def _by_op(table: Callable[[list[Result]], list[str]], results: list[Result]) -> list[list[str]]:
     """A heading and a table for every op."""
     parts = []
@@ -135,8 +141,7 @@ def render(run: Run, images: list[str]) -> str:
     compared = [result for result in run.results if result.complete and result.ours]
     sweep = [result for result in run.results if not result.complete and result.ours]
     parts = [[f"# {run.machine['kind']}"], [machine_line(run)], [_METHOD]]
-    if run.device == "cpu" and run.machine["isa"] != "amx":
-        parts.append(["The goals are those of a CPU with AMX tiles, which this one has not."])
+    parts += [[note] for note in notes(run)]
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[:1]]
     parts += [["## Speed"], *_by_op(speed_table, compared)]
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[1:]]

@@ -38,7 +38,7 @@ def has_kernel(op: str, device: str) -> bool:
 
 
 def has_operator(name: str, device: str) -> bool:
-    """The same of one operator by its own name."""
+    """Whether the library has an operator of exactly this name for "CPU" or "CUDA"."""
     if load_error is not None or not hasattr(torch.ops.jair_kernels, name):
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"jair_kernels::{name}", device))

@@ -8,10 +8,9 @@ import torch
 
 import jair_kernels.query_pool.op  # noqa: F401 - registers its kernels
 from jair_kernels import _blocks
-from jair_kernels._autograd import Differentiable, cast, differentiable_once, take_saved
+from jair_kernels._autograd import Differentiable, cast, differentiable_once
 from jair_kernels._backends import block, register_composed
 from jair_kernels._plain import zero_masked
-from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample import absorbed, cost
 from jair_kernels.latent_resample.arguments import (
     Options,
@@ -77,9 +76,8 @@ class _Projected(torch.autograd.Function):
         count = len(Tensors._fields)
         if dy is None:
             return (None,) * (7 + count)
-        mask, *saved = take_saved(ctx)
+        mask, *saved = ctx.saved_tensors
         t, (q, k, v, out, stats, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
-        del saved
         o = Options(*ctx.options)
         needs: Any = Tensors(*ctx.needs_input_grad[7:])
         backend, dtype = o.backend, o.dtype
@@ -97,8 +95,6 @@ class _Projected(torch.autograd.Function):
         dout = last.through(dy).view(out.shape)
         whole = q.expand(b, l, o.num_heads, d)
         dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, stats, d**-0.5, False)
-        key_count = k.shape[1]
-        del q, whole, k, v, out, dout
         dq = sum_if(dq, t.latents.dim() == 2).view(samples(t) * l, t.wq.shape[0])
         dkv = dkv.flatten(0, 1).flatten(1)
         dk, dv = dkv.chunk(2, dim=1)
@@ -109,7 +105,7 @@ class _Projected(torch.autograd.Function):
         dz = dq @ cast(t.wq, dtype)
         dx = x_weight = x_bias = None
         if dkeys is not None:
-            per_sample = dkeys.unflatten(0, (b, key_count))
+            per_sample = dkeys.unflatten(0, (b, k.shape[1]))
             if o.attend_latents:
                 appended = sum_if(per_sample[:, t.x.shape[1] :], t.latents.dim() == 2)
                 dz = dz + appended.reshape(dz.shape)
@@ -126,11 +122,11 @@ class _Projected(torch.autograd.Function):
             "x": dx,
             "latents": dlatents.view(t.latents.shape),
             "wq": dq.mT @ z,
-            "bq": column_sum(dq),
+            "bq": _blocks.column_sum(dq),
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
             "wv": dwv,
-            "bv": column_sum(dv),
+            "bv": _blocks.column_sum(dv),
             "wo": dwo,
             "bo": dbo,
             "x_weight": x_weight,

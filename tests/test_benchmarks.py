@@ -149,7 +149,7 @@ def test_contestants_take_turns() -> None:
     assert len(samples["b"]) == rounds >= 11
     assert order[-2 * rounds :] == ["a", "b"] * rounds
     slow = measure.take_turns({"a": call("a"), "b": call("b")}, "cpu", budget=0.0)
-    assert len(slow["a"]) == len(slow["b"]) == 3
+    assert len(slow["a"]) == len(slow["b"]) == 5
 
 
 def test_disagreement_refuses_a_wrong_answer() -> None:

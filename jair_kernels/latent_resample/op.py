@@ -11,6 +11,7 @@ from jair_kernels import _blocks
 from jair_kernels._autograd import Differentiable, cast, differentiable_once
 from jair_kernels._backends import block, register_composed
 from jair_kernels._plain import zero_masked
+from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample import absorbed, cost
 from jair_kernels.latent_resample.arguments import (
     Options,
@@ -122,11 +123,11 @@ class _Projected(torch.autograd.Function):
             "x": dx,
             "latents": dlatents.view(t.latents.shape),
             "wq": dq.mT @ z,
-            "bq": _blocks.column_sum(dq),
+            "bq": column_sum(dq),
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
             "wv": dwv,
-            "bv": _blocks.column_sum(dv),
+            "bv": column_sum(dv),
             "wo": dwo,
             "bo": dbo,
             "x_weight": x_weight,

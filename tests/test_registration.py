@@ -159,10 +159,10 @@ def both(op: str, make: Any, sigmoid_mean: bool) -> list[tuple[Any, tuple[Any, .
     return [(kernel(f"{NAMES[op]}_forward"), forward), (kernel(f"{NAMES[op]}_backward"), backward)]
 
 
-@pytest.mark.parametrize("name", ALL_SCHEMAS)
+@pytest.mark.parametrize("name", [*ALL_SCHEMAS, *SUMS])
 def test_schema(name: str) -> None:
     schema = kernel(name)._schema
-    arguments, results = ALL_SCHEMAS[name]
+    arguments, results = (ALL_SCHEMAS | SUMS)[name]
     assert str(schema) == f"jair_kernels::{name}({arguments}) -> {results}"
     assert not schema.is_mutable
 

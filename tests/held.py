@@ -68,7 +68,7 @@ def norms(module: nn.Module) -> list[nn.LayerNorm]:
     return [m for m in module.modules() if isinstance(m, nn.LayerNorm)]
 
 
-def hold(
+def assert_held(
     ours: Callable[[], Tensor],
     theirs: Callable[[], Tensor],
     of: Leaves,

@@ -75,7 +75,7 @@ FIELDS: dict[str, list[tuple[str, tuple[int, ...], str, bool]]] = {
 }  # fmt: skip
 
 
-def refused(op: str, named: dict[str, Any], error: type[Exception], message: str) -> None:
+def assert_refused(op: str, named: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as raised:
         getattr(jk, op)(**named)
     assert str(raised.value) == message
@@ -93,7 +93,7 @@ def every() -> list[Any]:
 
 @pytest.mark.parametrize(("op", "name", "make", "error", "message"), every())
 def test_bad_argument(op: str, name: str, make: Any, error: type[Exception], message: str) -> None:
-    refused(op, changed(valid(op), name, make()), error, f"{name}: {message}")
+    assert_refused(op, changed(valid(op), name, make()), error, f"{name}: {message}")
 
 
 FIELD_CASES = [
@@ -123,7 +123,7 @@ def test_every_second_tensor(
         bad.append((zeros(*longer), ValueError, f"expected shape {shape}, got {list(longer)}"))
         bad.append((zeros(1, *sizes), ValueError, f"expected shape {shape}, got {[1, *sizes]}"))
     for value, error, message in bad:
-        refused(op, changed(named, name, value), error, f"{name}: {message}")
+        assert_refused(op, changed(named, name, value), error, f"{name}: {message}")
 
 
 @pytest.mark.parametrize("op", WITH_PARAMS)
@@ -139,28 +139,28 @@ def test_every_field_of_params_is_in_the_table(op: str) -> None:
 def test_a_norm_has_no_bias_without_a_weight(op: str, norm: str) -> None:
     named = changed(valid(op), f"params.{norm}_weight", None)
     message = f"params.{norm}_bias: expected None where params.{norm}_weight is None, got a tensor"
-    refused(op, named, ValueError, message)
+    assert_refused(op, named, ValueError, message)
 
 
 def test_the_form_of_the_paper_has_no_norm_before_its_mlp() -> None:
     named = valid(GATED) | {"form": "jair"}
     message = "expected None in form 'jair', which has no norm before its MLP, got a tensor"
-    refused(GATED, named, ValueError, f"params.norm_mlp_weight: {message}")
+    assert_refused(GATED, named, ValueError, f"params.norm_mlp_weight: {message}")
     named = changed(named, "params.norm_mlp_weight", None)
     message = "expected None where params.norm_mlp_weight is None, got a tensor"
-    refused(GATED, named, ValueError, f"params.norm_mlp_bias: {message}")
+    assert_refused(GATED, named, ValueError, f"params.norm_mlp_bias: {message}")
 
 
 def test_heads_of_a_layer_are_not_too_wide() -> None:
     named = valid(LAYER, d=257, h=1)
-    refused(LAYER, named, ValueError, "num_heads: expected a head width d of at most 256, got 257")
+    assert_refused(LAYER, named, ValueError, "num_heads: expected a head width d of at most 256, got 257")
 
 
 @pytest.mark.parametrize("op", FUSION_OPS)
 @pytest.mark.parametrize("backend", jk.available_backends())
 def test_an_explicit_backend_checks_alike(op: str, backend: str) -> None:
     named = valid(op) | {"mask": zeros(B, N), "backend": backend}
-    refused(op, named, TypeError, "mask: expected dtype bool (True = keep), got float32")
+    assert_refused(op, named, TypeError, "mask: expected dtype bool (True = keep), got float32")
 
 
 @pytest.mark.parametrize("op", FUSION_OPS)
@@ -170,7 +170,9 @@ def test_under_autocast_tensors_may_be_of_32_or_16_bits_but_nothing_else(op: str
         with torch.autocast("cpu", torch.bfloat16):
             assert getattr(jk, op)(**named, backend="reference").dtype == torch.bfloat16
             wide = changed(named, name, zeros(*sizes, dtype=torch.float64))
-            refused(op, wide, TypeError, f"{name}: expected dtype float32, bfloat16, float16, got float64")
+            assert_refused(
+                op, wide, TypeError, f"{name}: expected dtype float32, bfloat16, float16, got float64"
+            )
 
 
 @pytest.mark.parametrize("op", FUSION_OPS)
@@ -189,7 +191,7 @@ def test_unknown_missing_and_positional_arguments(op: str) -> None:
 )
 def test_the_first_fault_is_named(op: str, first: str) -> None:
     named = changed(valid(op), first, None) | {"mask": zeros(B, N), "backend": "gpu"}
-    refused(op, named, TypeError, f"{first}: expected a tensor, got NoneType")
+    assert_refused(op, named, TypeError, f"{first}: expected a tensor, got NoneType")
 
 
 @pytest.mark.parametrize("op", FUSION_OPS)

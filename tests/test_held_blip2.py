@@ -8,8 +8,8 @@ import pytest
 import torch
 from held import (
     additive,
+    assert_held,
     backends,
-    hold,
     leaves,
     linears,
     methods,
@@ -75,7 +75,7 @@ def by_attention(
     return out(jk.fused_cross_attention(*split, mask=keep, **options).transpose(1, 2).flatten(2))
 
 
-def held(attention: Any, s: Shape, padding: bool, **options: Any) -> None:
+def assert_replaced(attention: Any, s: Shape, padding: bool, **options: Any) -> None:
     module = qformer(s)
     keep = padded([max(1, s.n - 2 * i) for i in range(s.b)], s.n) if padding else None
     hidden, image = normal(s.b, s.queries, s.width), normal(s.b, s.n, s.image_width, seed=1)
@@ -92,18 +92,18 @@ def held(attention: Any, s: Shape, padding: bool, **options: Any) -> None:
         return y[0] if isinstance(y, tuple) else y
 
     with wide_softmax():
-        hold(ours, theirs, leaves(module, hidden=hidden, image=image))
+        assert_held(ours, theirs, leaves(module, hidden=hidden, image=image))
 
 
 @methods()
 @each_shape
 @each_padding
 def test_latent_resample(backend: str, method: str, shape: Shape, padding: bool) -> None:
-    held(by_resample, shape, padding, backend=backend, method=method)
+    assert_replaced(by_resample, shape, padding, backend=backend, method=method)
 
 
 @backends("fused_cross_attention")
 @each_shape
 @each_padding
 def test_cross_attention(backend: str, shape: Shape, padding: bool) -> None:
-    held(by_attention, shape, padding, backend=backend)
+    assert_replaced(by_attention, shape, padding, backend=backend)

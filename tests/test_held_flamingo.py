@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from held import Leaves, backends, hold, methods, normal
+from held import Leaves, assert_held, backends, methods, normal
 
 import jair_kernels as jk
 
@@ -114,7 +114,7 @@ def test_resampler_on_latent_resample(backend: str, method: str, shape: Resample
             z = z + feed_forward(z, p)
         return z
 
-    hold(ours, lambda: resampled_by_definition(shape, leaves, layers), leaves)
+    assert_held(ours, lambda: resampled_by_definition(shape, leaves, layers), leaves)
 
 
 @backends("fused_gated_fusion")
@@ -136,7 +136,7 @@ def test_resampler_on_gated_fusion(backend: str, shape: Resampler) -> None:
             )
         return z
 
-    hold(ours, lambda: resampled_by_definition(shape, leaves, layers), leaves)
+    assert_held(ours, lambda: resampled_by_definition(shape, leaves, layers), leaves)
 
 
 # Gated cross-attention: a text token attends the tokens of the latest image before it, and no others.
@@ -225,7 +225,7 @@ def test_gated_block_with_media_mask(backend: str, shape: Block, per_channel: bo
             t = block_by_definition(shape, t, leaves["media"], p)
         return t
 
-    hold(ours, theirs, leaves)
+    assert_held(ours, theirs, leaves)
 
 
 @backends("fused_gated_fusion")

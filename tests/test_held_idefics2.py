@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from held import (
+    assert_held,
     backends,
-    hold,
     leaves,
     linears,
     methods,
@@ -96,11 +96,11 @@ def composed(attention: Any, model: Any, x: Tensor, keep: Tensor, s: Shape, **op
     return model.norm(latents)
 
 
-def held(attention: Any, s: Shape, **options: Any) -> None:
+def assert_replaced(attention: Any, s: Shape, **options: Any) -> None:
     model, keep = resampler(s), padded(s.lengths, s.n)
     x = normal(len(s.lengths), s.n, s.width)
     with wide_softmax():
-        hold(
+        assert_held(
             lambda: composed(attention, model, x, keep, s, **options),
             lambda: model(x, attention_mask=keep.long()).as_subclass(Tensor),
             leaves(model, x=x),
@@ -110,13 +110,13 @@ def held(attention: Any, s: Shape, **options: Any) -> None:
 @methods()
 @each_shape
 def test_latent_resample(backend: str, method: str, shape: Shape) -> None:
-    held(by_resample, shape, backend=backend, method=method)
+    assert_replaced(by_resample, shape, backend=backend, method=method)
 
 
 @backends("fused_cross_attention")
 @each_shape
 def test_cross_attention(backend: str, shape: Shape) -> None:
-    held(by_attention, shape, backend=backend)
+    assert_replaced(by_attention, shape, backend=backend)
 
 
 def test_the_comparison_in_float64_is_of_their_own_code() -> None:

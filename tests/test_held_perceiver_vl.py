@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from held import Leaves, backends, hold, methods, normal, padded
+from held import Leaves, assert_held, backends, methods, normal, padded
 
 import jair_kernels as jk
 
@@ -94,7 +94,7 @@ def test_latent_resample(backend: str, method: str, shape: Shape) -> None:
             z = z + mlp(z, p)
         return z
 
-    hold(ours, lambda: by_definition(shape, p), p)
+    assert_held(ours, lambda: by_definition(shape, p), p)
 
 
 @backends("fused_gated_fusion")
@@ -117,4 +117,4 @@ def test_gated_fusion(backend: str, shape: Shape) -> None:
             )
         return z
 
-    hold(ours, lambda: by_definition(shape, p), p)
+    assert_held(ours, lambda: by_definition(shape, p), p)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from held import (
     additive,
+    assert_held,
     backends,
-    hold,
     leaves,
     linears,
     model_code,
@@ -70,7 +70,7 @@ def test_vit_layer(backend: str, shape: tuple[int, ...], changes: dict[str, Any]
         return y[0] if isinstance(y, tuple) else y
 
     with wide_softmax():
-        hold(ours, theirs, leaves(layer, x=x))
+        assert_held(ours, theirs, leaves(layer, x=x))
 
 
 @on_each
@@ -84,7 +84,7 @@ def test_vit_layer_with_key_padding(backend: str) -> None:
         return jk.fused_transformer_layer(x, params, num_heads=4, mask=keep, eps=1e-12, backend=backend)
 
     with wide_softmax():
-        hold(ours, lambda: layer(x, attention_mask=additive(keep)), leaves(layer, x=x), keep=keep)
+        assert_held(ours, lambda: layer(x, attention_mask=additive(keep)), leaves(layer, x=x), keep=keep)
 
 
 @on_each
@@ -113,4 +113,4 @@ def test_torch_encoder_layer(backend: str, shape: tuple[int, ...], causal: bool,
     def theirs() -> torch.Tensor:
         return layer(x, src_mask=later, src_key_padding_mask=~keep if padding else None)
 
-    hold(ours, theirs, leaves(layer, x=x), keep=keep)
+    assert_held(ours, theirs, leaves(layer, x=x), keep=keep)

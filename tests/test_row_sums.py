@@ -18,7 +18,7 @@ def rows(r: int, d: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(r, d, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def check(result: torch.Tensor, axis: int, *factors: torch.Tensor) -> None:
+def assert_summed(result: torch.Tensor, axis: int, *factors: torch.Tensor) -> None:
     """The sum of the factors' products, within two spacings of its dtype of the sum of their magnitudes."""
     assert result.dtype == accumulate_dtype(factors[0].dtype)
     terms = np.prod([factor.double().numpy().astype(np.longdouble) for factor in factors], axis=0)
@@ -29,13 +29,13 @@ def check(result: torch.Tensor, axis: int, *factors: torch.Tensor) -> None:
 @pytest.mark.parametrize(("r", "d"), SIZES)
 def test_column_sum(r, d, target_dtype):
     x = rows(r, d, target_dtype)
-    check(OPS.column_sum(x), 0, x)
+    assert_summed(OPS.column_sum(x), 0, x)
 
 
 @pytest.mark.parametrize(("r", "d"), SIZES)
 def test_row_dot(r, d, target_dtype):
     a, b = rows(r, d, target_dtype), rows(r, d, target_dtype, seed=1)
-    check(OPS.row_dot(a, b), 1, a, b)
+    assert_summed(OPS.row_dot(a, b), 1, a, b)
 
 
 @pytest.mark.parametrize(
@@ -43,20 +43,20 @@ def test_row_dot(r, d, target_dtype):
 )
 def test_strided_rows(slice_of, dtype):
     x = slice_of(rows(40, 60, dtype))
-    check(OPS.column_sum(x), 0, x)
-    check(OPS.row_dot(x, x), 1, x, x)
+    assert_summed(OPS.column_sum(x), 0, x)
+    assert_summed(OPS.row_dot(x, x), 1, x, x)
 
 
 def test_many_equal_rows_lose_nothing():
     x = torch.full((100_000, 3), 0.1)
-    check(OPS.column_sum(x), 0, x)
+    assert_summed(OPS.column_sum(x), 0, x)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, dtype):
     a, b = rows(7, 30, dtype), rows(7, 30, dtype, seed=1)
     monkeypatch.setattr(_sums, "_COMPILED", False)
-    check(_sums.column_sum(a), 0, a)
-    check(_sums.row_dot(a, b), 1, a, b)
+    assert_summed(_sums.column_sum(a), 0, a)
+    assert_summed(_sums.row_dot(a, b), 1, a, b)
 
 
 @pytest.mark.parametrize("name", ["column_sum", "row_dot"])

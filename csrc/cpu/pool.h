@@ -171,10 +171,10 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
 // What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e
 // of the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of
 // the rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights. So
-// would that of long sums: both are compensated (Kahan), by what `lost` [2,kp] holds.
+// would that of long sums: both are compensated, with their `excess` [2,kp].
 template <typename C>
 struct Kept {
-  C *centred, *p, *dp, *delta, *total, *lost;
+  C *centred, *p, *dp, *delta, *total, *excess;
   static int64_t size(int64_t tokens, int64_t hp, int64_t kp) { return tokens * (hp + 2 * kp) + sums(kp); }
   static int64_t sums(int64_t kp) { return 4 * kp; }
   Kept(C* memory, int64_t tokens, int64_t hp, int64_t kp)
@@ -183,7 +183,7 @@ struct Kept {
         dp(p + tokens * kp),
         delta(dp + tokens * kp),
         total(delta + kp),
-        lost(total + kp) {}
+        excess(total + kp) {}
 
   void begin(int64_t kp) { zero(delta, sums(kp)); }
 
@@ -217,13 +217,8 @@ struct Kept {
 
  private:
   void accumulate(int64_t k, int64_t kp, Vec<C> products, Vec<C> sums) {
-    compensated(delta + k, lost + k, products);
-    compensated(total + k, lost + kp + k, sums);
-  }
-  static void compensated(C* sum, C* lost, Vec<C> value) {
-    const Vec<C> before = load(sum), more = value - load(lost), after = before + more;
-    store(lost, (after - before) - more);
-    store(sum, after);
+    add_compensated(delta + k, excess + k, products);
+    add_compensated(total + k, excess + kp + k, sums);
   }
 };
 

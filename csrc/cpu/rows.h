@@ -74,7 +74,7 @@ inline C* whole_parameter(const Parameter& p, int64_t width, C absent, Scratch::
 }
 
 // Sums over rows in a fixed order: those of each thread, then those of all threads. `size` is a multiple of a vector.
-// Blocks of rows are added with the rounding of the sums so far carried along, so that many rows lose no digits.
+// Blocks of rows are added with compensation.
 template <typename C>
 class RowSums {
  public:
@@ -91,9 +91,7 @@ class RowSums {
       zero(block, size_);
       add(row, std::min(last, row + kBlock), block);
       for (int64_t i = 0; i < size_; i += kLanes<C>) {
-        const Vec<C> before = load(total + i), added = load(block + i) - load(excess + i), after = before + added;
-        store(excess + i, (after - before) - added);
-        store(total + i, after);
+        add_compensated(total + i, excess + i, load(block + i));
       }
     }
   }

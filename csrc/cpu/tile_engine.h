@@ -165,7 +165,7 @@ class TileEngine {
       narrow_weights(n < count ? a.weights + n * a.ldw : nullptr, a.s->count, depth_a, to);
       if (b.s) narrow_weights(n < count ? b.weights + n * b.ldw : nullptr, b.s->count, depth_b, to + depth_a * kTile);
     }
-    // While vectors finish one panel of 32 columns, the tiles multiply the next.
+    // Where tiles work apart, vectors finish one panel of 32 columns while the next is multiplied.
     alignas(64) float panels[4][32 * 32];
     const int64_t dp = pad_width(width);
     with_tiles(count > 16, true, [&](auto R, auto V) {

@@ -287,5 +287,14 @@ inline void gelu(bool tanh, Vec<C> x, Vec<C>* value, Vec<C>* slope) {
   tanh ? gelu_tanh<C>(x, value, slope) : gelu_erf<C>(x, value, slope);
 }
 
+// sum += value, with the rounding of the sums so far carried along in `excess` (Kahan), so that many terms lose no
+// digits.
+template <typename C>
+inline void add_compensated(C* sum, C* excess, Vec<C> value) {
+  const Vec<C> before = load(sum), added = value - load(excess), after = before + added;
+  store(excess, (after - before) - added);
+  store(sum, after);
+}
+
 }  // namespace JAIR_ISA
 }  // namespace jair

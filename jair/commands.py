@@ -17,7 +17,7 @@ from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
 from jair.config import JAIRConfig
 from jair.data import commands as data
-from jair.data.images import read_image, to_pixels
+from jair.data.images import read_image
 from jair.data.tokenizers import load_tokenizer
 from jair.model import JAIR
 from jair.training import commands as training
@@ -124,8 +124,6 @@ def generate(
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint, dtype=torch.float32).for_inference()
-    words = torch.tensor([tokenizer(prompt).input_ids])
     with err.status("answering"):
-        pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
-        answer = model.generate(pixels, words, max_new_tokens=max_new_tokens, num_beams=num_beams)
-    typer.echo(tokenizer.decode(answer[0], skip_special_tokens=True).strip())
+        answer = commands_eval.ask(model, tokenizer, read_image(image), prompt, max_new_tokens, num_beams)
+    typer.echo(answer)

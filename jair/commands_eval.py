@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -89,6 +89,28 @@ def report(
         typer.echo(_attention_sheet(attention, image, prompt, out))
 
 
+def ask(model: JAIR, tokenizer: Any, image: Any, prompt: str, max_new_tokens: int, num_beams: int = 1) -> str:
+    """The answer to one question about a picture, its words numbered as in training and in `jair eval`.
+
+    Raises:
+        ValueError: --prompt has more words than the model reads, where those would be cut.
+    """
+    from jair.data.collate import Collator
+    from jair.data.examples import Example
+
+    config = model.config
+    longest = config.max_text_length - 1  # and the end-of-sequence word
+    words = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if words > longest:
+        raise ValueError(f"--prompt: expected at most {longest} words of the tokenizer, got {words}")
+    collate = Collator(tokenizer, config.image_size, config.max_text_length, 1, train=False)
+    batch = collate([Example(image, prompt, "", (), "")])
+    inputs = (batch[name] for name in ("pixel_values", "input_ids", "attention_mask"))
+    said = model.generate(*inputs, max_new_tokens, num_beams=num_beams)
+    answer: str = tokenizer.decode(said[0], skip_special_tokens=True)
+    return answer.strip()
+
+
 def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Path) -> Path:
     """Draw the sheet as out/attention.png."""
     from jair import plots
@@ -98,14 +120,13 @@ def _attention_sheet(checkpoint: Path, image: Path, prompt: str | None, out: Pat
 
     checkpoint = resolve(checkpoint)
     model = JAIR.from_pretrained(checkpoint, dtype=torch.float32)
-    pixels = to_pixels(read_image(image), model.config.image_size).unsqueeze(0)
+    picture = read_image(image)
+    pixels = to_pixels(picture, model.config.image_size).unsqueeze(0)
     maps = image_attention(model, pixels)[0]
     title = []
     if prompt is not None:
-        tokenizer = load_tokenizer(checkpoint)
-        words = torch.tensor([tokenizer(prompt).input_ids])
-        answer = model.generate(pixels, words, max_new_tokens=model.config.max_target_length)
-        title = [prompt, tokenizer.decode(answer[0], skip_special_tokens=True)]
+        answer = ask(model, load_tokenizer(checkpoint), picture, prompt, model.config.max_target_length)
+        title = [prompt, answer]
     mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     seen = (pixels[0].permute(1, 2, 0) * std + mean).clamp(0, 1)
     path = out / "attention.png"

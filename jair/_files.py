@@ -36,6 +36,19 @@ def write_text(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
+def check_file(name: str, path: Path) -> None:
+    """That `write_text` could write there, before the work whose result it is to take.
+
+    Raises:
+        ValueError: a folder, or a place where no file can be made, under the argument's name.
+    """
+    if path.is_dir():
+        raise ValueError(f"{name}: expected a file to write, got the folder {path}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: expected a file in a folder that can be written, got {path}")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

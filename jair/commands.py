@@ -15,10 +15,12 @@ from rich.table import Table
 
 from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
+from jair._files import check_file
 from jair.config import JAIRConfig
 from jair.data import commands as data
 from jair.data.images import read_image
 from jair.data.tokenizers import load_tokenizer
+from jair.encoders import optional_import
 from jair.model import JAIR
 from jair.training import commands as training
 from jair.training.checkpoint import resolve
@@ -75,6 +77,9 @@ def cost(
         return track(steps, "memory", total=total, console=err, transient=True)
 
     _config(preset, changes)  # its errors before the work
+    if out is not None:
+        check_file("--out", out / "cost.json")
+        optional_import("matplotlib", "train")
     found = cost_tables.count(
         preset,
         parse_changes(changes),

@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.progress import Progress
 
+from jair._files import check_file
 from jair.encoders import optional_import
 from jair.model import JAIR
 from jair.training.checkpoint import resolve
@@ -37,6 +38,8 @@ def evaluate(
     from jair.evaluation import write_submission
 
     spec = SourceSpec.parse(source)
+    if out is not None:
+        check_file("--out", out)
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
         tokenizer = load_tokenizer(checkpoint)
@@ -57,9 +60,9 @@ def evaluate(
             progress=lambda done: progress.update(task, completed=done),
         )
     predictions = result.pop("predictions")
+    typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
     if out is not None:
         write_submission(out, opened.metric, predictions)
-    typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
 
 
 def report(
@@ -100,13 +103,13 @@ def ask(model: JAIR, tokenizer: Any, image: Any, prompt: str, max_new_tokens: in
 
     config = model.config
     longest = config.max_text_length - 1  # and the end-of-sequence word
-    words = len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    if words > longest:
-        raise ValueError(f"--prompt: expected at most {longest} words of the tokenizer, got {words}")
+    count = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if count > longest:
+        raise ValueError(f"--prompt: expected at most {longest} words of the tokenizer, got {count}")
     collate = Collator(tokenizer, config.image_size, config.max_text_length, 1, train=False)
     batch = collate([Example(image, prompt, "", (), "")])
-    inputs = (batch[name] for name in ("pixel_values", "input_ids", "attention_mask"))
-    said = model.generate(*inputs, max_new_tokens, num_beams=num_beams)
+    pixels, words, mask = (batch[name] for name in ("pixel_values", "input_ids", "attention_mask"))
+    said = model.generate(pixels, words, mask, max_new_tokens, num_beams=num_beams)
     answer: str = tokenizer.decode(said[0], skip_special_tokens=True)
     return answer.strip()
 

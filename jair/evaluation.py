@@ -17,6 +17,7 @@ from jair._files import write_text
 from jair.data.collate import Collator
 from jair.data.examples import Example
 from jair.metrics.answers import is_label
+from jair.metrics.captions import scorers
 from jair_kernels import _checks as check
 
 if TYPE_CHECKING:
@@ -65,11 +66,14 @@ def evaluate(
 
     Raises:
         TypeError, ValueError: an option out of range, by name, or a source without examples.
+        ImportError: captions are to be scored and pycocoevalcap is missing.
     """
     whole_numbers(batch_size=batch_size, num_beams=num_beams)
     if limit is not None:
         whole_numbers(limit=limit)
     check.choice("source.metric", source.metric, tuple(_SUBMISSIONS))
+    if source.metric == "caption":
+        scorers()  # if they are missing, before the work
     config = model.config
     collate = Collator(
         tokenizer, config.image_size, config.max_text_length, config.max_target_length, train=False

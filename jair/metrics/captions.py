@@ -58,10 +58,21 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
             raise ValueError(f"references: expected at least one caption of each image, got none of {index}")
     said = {i: [" ".join(tokenize(caption))] for i, caption in enumerate(predictions)}
     written = {i: [" ".join(tokenize(c)) for c in captions] for i, captions in enumerate(references)}
-    cider, each = optional_import("pycocoevalcap.cider.cider", "train").Cider().compute_score(written, said)
-    bleu, _ = optional_import("pycocoevalcap.bleu.bleu", "train").Bleu(4).compute_score(written, said, 0)
+    of_cider, of_bleu = scorers()
+    cider, each = of_cider().compute_score(written, said)
+    bleu, _ = of_bleu(4).compute_score(written, said, 0)
     return {
         "cider": float(cider),
         **{f"bleu{n}": float(value) for n, value in enumerate(bleu, start=1)},
         "cider_each": [float(value) for value in each],
     }
+
+
+def scorers() -> tuple[Any, Any]:
+    """pycocoevalcap's classes Cider and Bleu.
+
+    Raises:
+        ImportError: it is missing.
+    """
+    cider = optional_import("pycocoevalcap.cider.cider", "train").Cider
+    return cider, optional_import("pycocoevalcap.bleu.bleu", "train").Bleu

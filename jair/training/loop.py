@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,18 +23,11 @@ from jair.training.logs import Logs
 from jair.training.parallel import Workers
 from jair.training.parameters import freeze, groups
 from jair.training.plan import TrainPlan
+from jair.training.signals import Signals, Stopped
 from jair.training.state import load_tensors, part, tensors_of
 from jair.training.validation import Validation
 
 Tensor = torch.Tensor
-
-
-class Stopped(Exception):
-    """A signal ended the run after a checkpoint; `code` is the exit status that says which."""
-
-    def __init__(self, name: str, code: int, step: int) -> None:
-        super().__init__(f"stopped by {name} after step {step}; --resume goes on from there")
-        self.code = code
 
 
 class Trainer:
@@ -100,7 +90,8 @@ class Trainer:
             val, self.collate, examples=plan.val_examples, batch_size=plan.batch_size, workers=workers
         )
         self.step = self.bad = self.bad_in_a_row = 0
-        self.signal = 0
+        self.signals = Signals()
+        self.signal = 0  # what all processes agreed to stop for
 
     def _start_from(self, folder: Path) -> None:
         """Copy the weights of a saved model of the same shapes."""
@@ -127,8 +118,10 @@ class Trainer:
             Stopped: by SIGINT or SIGTERM, after a checkpoint.
             ValueError: plan.most_bad steps in a row without a finite loss.
         """
-        heeded = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
-        before = {number: signal.signal(number, self._note) for number in heeded}
+        with self.signals:
+            return self._train()
+
+    def _train(self) -> Path:
         logs = Logs(self.out, self.plan.steps, self.step, self.console) if self.workers.first else None
         saved = checkpoint.newest(self.out) if self.step else None
         try:
@@ -145,18 +138,13 @@ class Trainer:
                 if last or self.signal or self.step % self.plan.checkpoint_every == 0:
                     saved = self._save()
                 if self.signal and not last:
-                    raise Stopped(signal.Signals(self.signal).name, 128 + self.signal, self.step)
+                    raise Stopped(self.signal, self.step)
         finally:
             self.batches.close()
             if logs is not None:
                 logs.close()
-            for number, handler in before.items():
-                signal.signal(number, handler)
         assert saved is not None
         return saved
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
 
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -175,8 +163,8 @@ class Trainer:
             (share * self.workers.count).backward()
             each.append(of_examples)
         sums = self._sums(batch.sources, torch.cat(each), loss)
-        loss, losses, counts = float(sums[0]), sums[2 : 2 + len(self.sources)], sums[2 + len(self.sources) :]
-        self.signal = self.signal or int(sums[1] / max(1, self.workers.count))
+        loss, losses, counts = float(sums[0]), sums[1 : 1 + len(self.sources)], sums[1 + len(self.sources) :]
+        self.signal = self.workers.highest(self.signals.noted)
         norm = self._apply(loss)
         means = losses / counts.clamp(min=1)
         probabilities = self.sampler.probabilities
@@ -205,13 +193,13 @@ class Trainer:
         return losses.sum(), losses.detach().sum(1) / words
 
     def _sums(self, sources: list[int], each: Tensor, loss: float) -> Tensor:
-        """Over all processes: the loss, the signal, each source's losses and how many; on the CPU."""
+        """Over all processes: the loss, each source's losses and how many; on the CPU."""
         count = len(self.sources)
-        sums = torch.zeros(2 + 2 * count, dtype=torch.float64)
-        sums[0], sums[1] = loss, self.signal
+        sums = torch.zeros(1 + 2 * count, dtype=torch.float64)
+        sums[0] = loss
         index = torch.tensor(sources)
-        sums[2 : 2 + count].index_add_(0, index, each.double().cpu())
-        sums[2 + count :].index_add_(0, index, torch.ones(len(sources), dtype=torch.float64))
+        sums[1 : 1 + count].index_add_(0, index, each.double().cpu())
+        sums[1 + count :].index_add_(0, index, torch.ones(len(sources), dtype=torch.float64))
         return self.workers.sum(sums.to(self.workers.device)).cpu()
 
     def _apply(self, loss: float) -> float | None:

@@ -55,6 +55,14 @@ class Workers:
             dist.all_reduce(values)
         return values
 
+    def highest(self, value: int) -> int:
+        """The largest over all processes."""
+        if self.count == 1:
+            return value
+        of_all = torch.tensor(value, device=self.device)
+        dist.all_reduce(of_all, dist.ReduceOp.MAX)
+        return int(of_all)
+
     def gather(self, value: Any) -> list[Any]:
         """What every process has, in types that JSON has; the same list everywhere."""
         if self.count == 1:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import glob
 import json
+import re
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -19,9 +21,23 @@ from jair.data.captions import captioned
 from jair.data.examples import Example
 from jair.data.images import decode_image
 from jair.data.sources import BadExample, Skipped, SourceSpec
-from jair.encoders import optional_import
 
 POOL = 64  # captions met last, from which false ones are taken
+_KEY_AND_KIND = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
+
+
+class _Member(tarfile.TarInfo):
+    """A header. tarfile takes one that is broken or cut for the end of the archive: here it is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # a block of zeros: the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"expected a header or the end of the archive, got {error}") from error
 
 
 class ShardSource:
@@ -96,16 +112,38 @@ class ShardSource:
         return None
 
     def _samples(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The members of a shard, grouped by key, as long as it can be read."""
-        readers = optional_import("webdataset.tariterators", "train")
+        """The members of a shard, grouped by key as webdataset does, as long as it can be read."""
+        sample: dict[str, Any] = {}
+        for name, data in self._members(path):
+            found = _KEY_AND_KIND.match(name)
+            if found is None:
+                continue
+            key, kind = found[1], found[2].lower()
+            if sample and key != sample["__key__"]:
+                yield sample
+                sample = {}
+            sample = sample or {"__key__": key, "__url__": str(path)}
+            if kind in sample:
+                self._skip(BadExample("duplicate file", f"{path}/{name}"))
+            else:
+                sample[kind] = data
+        if sample:
+            yield sample
+
+    def _members(self, path: Path) -> Iterator[tuple[str, bytes]]:
         try:
-            with path.open("rb") as stream:
-                files = readers.tar_file_iterator(stream)
-                yield from readers.group_by_keys({**file, "__url__": str(path)} for file in files)
-        except (OSError, EOFError, ValueError, optional_import("tarfile").TarError) as error:
-            if self._strict:
-                raise ValueError(f"{self.name}: {path}: {error}") from error
-            self.skipped.add("broken shard", str(path))
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                    if member.isreg() and not _META.match(member.name):
+                        data = tar.extractfile(member)
+                        assert data is not None
+                        yield member.name, data.read()
+                while rest := tar.fileobj.read(1 << 20):  # type: ignore[union-attr]
+                    if rest.strip(b"\0"):
+                        raise tarfile.ReadError("expected zeros after the end of the archive, got data")
+        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+            self._skip(BadExample("broken shard", str(path)), error)
 
     def _make(self, sample: dict[str, Any], generator: np.random.Generator) -> Example:
         name = f"{sample['__url__']}/{sample['__key__']}"
@@ -119,9 +157,9 @@ class ShardSource:
         self._pool = [*self._pool[-POOL + 1 :], caption]
         return example
 
-    def _skip(self, bad: BadExample) -> None:
+    def _skip(self, bad: BadExample, cause: Exception | None = None) -> None:
         if self._strict:
-            raise ValueError(f"{self.name}: {bad}") from bad
+            raise ValueError(f"{self.name}: {bad}" + (f": {cause}" if cause else "")) from (cause or bad)
         self.skipped.add(bad.reason, bad.name)
 
     def state_dict(self) -> dict[str, Any]:

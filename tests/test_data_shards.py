@@ -1,0 +1,124 @@
+"""Shards that are broken, cut or odd: what can be read is, the rest is counted and named."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("PIL", reason="the extra 'models' is not installed")
+
+from PIL import Image
+
+from jair.data.sources import Source, SourceSpec, open_source
+
+COUNT = 5
+
+
+def picture(kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, kind)
+    return buffer.getvalue()
+
+
+def archive(files: list[tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def samples() -> list[tuple[str, bytes]]:
+    return [
+        part for i in range(COUNT) for part in ((f"{i}.jpg", picture()), (f"{i}.txt", f"text {i}".encode()))
+    ]
+
+
+def header(data: bytes, number: int) -> int:
+    """Where a member's header begins."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return tar.getmembers()[number].offset
+
+
+def opened(root: Path, data: bytes, **options: Any) -> Source:
+    (root / "00000.tar").write_bytes(data)
+    return open_source(SourceSpec.parse(f"webdataset:{root}"), "train", **options)
+
+
+def flipped(data: bytes) -> bytes:
+    at = header(data, 6) + 2
+    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "header flipped": (flipped, "bad checksum"),
+    "cut between members": (lambda data: data[: header(data, 6)], "empty header"),
+    "cut in a header": (lambda data: data[: header(data, 6) + 100], "truncated header"),
+    "cut in data": (lambda data: data[: header(data, 6) + 600], "unexpected end of data"),
+    "a header of zeros": (
+        lambda data: data[: header(data, 6)] + bytes(512) + data[header(data, 6) + 512 :],
+        "expected zeros after the end of the archive, got data",
+    ),
+    "two archives in one file": (lambda data: archive(samples()[:6]) + data, "expected zeros after the end"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_shard_is_counted_and_read_up_to_the_damage(damage: str, tmp_path: Path) -> None:
+    spoil, message = DAMAGE[damage]
+    data = spoil(archive(samples()))
+    source = opened(tmp_path, data)
+    assert [example.id for example in source.evaluation()] == ["0", "1", "2"]
+    assert source.skipped.names == {"broken shard": [str(tmp_path / "00000.tar")]}
+    streamed = opened(tmp_path, data)
+    assert [streamed.next().id for _ in range(6)] == ["0", "1", "2"] * 2
+    assert streamed.skipped.counts == {"broken shard": 1}
+    with pytest.raises(ValueError, match=rf"^webdataset/caption: .*00000\.tar: broken shard: .*{message}"):
+        list(opened(tmp_path, data, strict=True).evaluation())
+
+
+def test_what_is_no_archive_is_a_broken_shard(tmp_path: Path) -> None:
+    for data in (b"", b"hello" * 400, archive(samples())[:300]):
+        source = opened(tmp_path, data)
+        assert list(source.evaluation()) == []
+        assert source.skipped.counts == {"broken shard": 1}
+
+
+def test_whole_archives_of_all_writers_are_whole(tmp_path: Path) -> None:
+    whole = archive(samples())
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        last = tar.getmembers()[-1]
+    end = last.offset + 1024  # header and one block of data
+    long = [("a" * 150 + name, data) for name, data in samples()]
+    kinds = [
+        whole,
+        whole[: end + 512],  # one block of zeros instead of two, no record filled up
+        whole[: end + 1024],
+        whole + bytes(1 << 20),
+        archive(samples(), tarfile.PAX_FORMAT),
+        archive(samples(), tarfile.USTAR_FORMAT),
+        archive(long),
+        archive(long, tarfile.PAX_FORMAT),
+        gzip.compress(whole),
+    ]
+    for data in kinds:
+        source = opened(tmp_path, data, strict=True)
+        assert [example.answer for example in source.evaluation()] == [f"text {i}" for i in range(COUNT)]
+        assert source.skipped.total == 0
+
+
+def test_a_second_file_of_one_name_costs_only_itself(tmp_path: Path) -> None:
+    files = samples()
+    files.insert(2, ("0.txt", b"another text"))
+    source = opened(tmp_path, archive(files))
+    assert [example.answer for example in source.evaluation()] == [f"text {i}" for i in range(COUNT)]
+    assert source.skipped.names == {"duplicate file": [f"{tmp_path / '00000.tar'}/0.txt"]}
+    with pytest.raises(ValueError, match=r"00000\.tar/0\.txt: duplicate file"):
+        list(opened(tmp_path, archive(files), strict=True).evaluation())

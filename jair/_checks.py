@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from jair_kernels import _checks as check
 
@@ -46,3 +47,27 @@ def square(x: torch.Tensor) -> torch.Tensor:
     if side * side != n:
         raise ValueError(f"x: expected [B, H, W, D], or [B, N, D] with N a square, got shape {list(x.shape)}")
     return x.reshape(batch, side, side, dim)
+
+
+def words(name: str, ids: torch.Tensor, longest: int, vocab_size: int, also: int = 0) -> None:
+    """Shape and dtype; on the CPU also that all are words or `also`: elsewhere, looking would wait."""
+    if not isinstance(ids, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name}: expected dtype int64 or int32, got {str(ids.dtype)[6:]}")
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= longest:
+        raise ValueError(f"{name}: expected shape [B, 1 to {longest}], got {list(ids.shape)}")
+    if torch.compiler.is_compiling() or ids.device.type != "cpu" or is_fake(ids):
+        return
+    wrong = ids[((ids < 0) | (ids >= vocab_size)) & (ids != also)]
+    if len(wrong):
+        wanted = f"0 to {vocab_size - 1}" + (f" or {also}" if also else "")
+        raise ValueError(f"{name}: expected words from {wanted}, got {int(wrong[0])}")
+
+
+def device(name: str, value: torch.device | str) -> None:
+    """A device that holds numbers here."""
+    try:
+        torch.zeros(1, device=value).item()
+    except (AssertionError, RuntimeError) as error:  # AssertionError: this torch was built without it
+        raise ValueError(f"{name}: expected a device that is here, as cpu or cuda, got {value}") from error

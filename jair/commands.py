@@ -16,6 +16,7 @@ from rich.table import Table
 from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
 from jair._files import check_file
+from jair._saved import read_config
 from jair.config import JAIRConfig
 from jair.data import commands as data
 from jair.data.images import read_image
@@ -98,10 +99,7 @@ def describe(
     changes: Changes = None,
 ) -> None:
     """Configuration, parameters and operations, part by part."""
-    if checkpoint is None:
-        config = _config(preset, changes)
-    else:
-        config = JAIRConfig.from_dict(json.loads((resolve(checkpoint) / "config.json").read_text()))
+    config = _config(preset, changes) if checkpoint is None else read_config(resolve(checkpoint))
     with torch.device("meta"):
         model = JAIR(config)
     macs = costs.macs(config)
@@ -127,8 +125,8 @@ def generate(
     """Answer a question about a photograph with a saved model."""
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
-        tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint, dtype=torch.float32).for_inference()
+        tokenizer = load_tokenizer(checkpoint)
     with err.status("answering"):
         answer = commands_eval.ask(model, tokenizer, read_image(image), prompt, max_new_tokens, num_beams)
     typer.echo(answer)

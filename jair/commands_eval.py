@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.progress import Progress
 
+from jair._checks import device as check_device
 from jair._files import check_file
 from jair.encoders import optional_import
 from jair.model import JAIR
@@ -40,10 +41,12 @@ def evaluate(
     spec = SourceSpec.parse(source)
     if out is not None:
         check_file("--out", out)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device("--device", device)
     checkpoint = resolve(checkpoint)
     with err.status("loading"):
-        tokenizer = load_tokenizer(checkpoint)
         model = JAIR.from_pretrained(checkpoint, dtype=torch.float32)
+        tokenizer = load_tokenizer(checkpoint)
         opened = open_source(spec, split, strict=strict, image_size=model.config.image_size)
     total = opened.size if limit is None else min(limit, opened.size)
     with Progress(console=err, transient=True) as progress:
@@ -56,7 +59,7 @@ def evaluate(
             limit=limit,
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device,
             progress=lambda done: progress.update(task, completed=done),
         )
     predictions = result.pop("predictions")

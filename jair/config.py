@@ -113,11 +113,13 @@ class JAIRConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From values by field name; what is left out has its default. Errors as in `preset`."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"values: expected a mapping, got {type(values).__name__}")
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = [name for name in values if name not in known]
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)}: expected fields among {', '.join(known)}, got unknown ones"
+                f"{', '.join(map(str, unknown))}: expected fields among {', '.join(known)}, got unknown ones"
             )
         return cls(**values)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jair import metrics
+from jair._checks import device as check_device
 from jair._checks import whole_numbers
 from jair._files import write_text
 from jair.data.collate import Collator
@@ -74,6 +75,7 @@ def evaluate(
     check.choice("source.metric", source.metric, tuple(_SUBMISSIONS))
     if source.metric == "caption":
         scorers()  # if they are missing, before the work
+    check_device("device", device)
     config = model.config
     collate = Collator(
         tokenizer, config.image_size, config.max_text_length, config.max_target_length, train=False

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import is_fake
 
 from jair import generation
+from jair._checks import device as check_device
 from jair._checks import whole_numbers
+from jair._checks import words as check_words
 from jair._parameters import reset
+from jair._saved import read_config, read_weights
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
 from jair.decoder import Decoder
@@ -107,10 +109,10 @@ class JAIR(nn.Module):
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("decoder_input_ids: expected them or labels, got neither")
-            _check_words("labels", labels, self.config.max_target_length, self.config.vocab_size, IGNORED)
+            check_words("labels", labels, self.config.max_target_length, self.config.vocab_size, IGNORED)
             decoder_input_ids = self.shift_right(labels)
         longest, words = self.config.max_target_length, self.config.vocab_size
-        _check_words("decoder_input_ids", decoder_input_ids, longest, words)
+        check_words("decoder_input_ids", decoder_input_ids, longest, words)
         tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
         logits = self.lm_head(self.decoder(self.embed(decoder_input_ids), tokens, mask))
         if labels is None:
@@ -120,7 +122,7 @@ class JAIR(nn.Module):
                 f"labels: expected shape {list(decoder_input_ids.shape)} like decoder_input_ids, "
                 f"got {list(labels.shape)}"
             )
-        _check_words("labels", labels, longest, words, IGNORED)
+        check_words("labels", labels, longest, words, IGNORED)
         total = F.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -130,7 +132,7 @@ class JAIR(nn.Module):
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The fused tokens [B,K,D] and their mask (None: none is padding). Arguments as in `forward`."""
-        _check_words("input_ids", input_ids, self.config.max_text_length, self.config.vocab_size)
+        check_words("input_ids", input_ids, self.config.max_text_length, self.config.vocab_size)
         size = self.config.image_size
         check.main_input("pixel_values", pixel_values, "B 3 S S")
         if pixel_values.shape != (len(input_ids), 3, size, size):
@@ -265,50 +267,15 @@ class JAIR(nn.Module):
             device: where it goes. dtype: of its floating parameters; None = as they were saved, bit for bit.
 
         Raises:
-            OSError: a file is missing. ValueError: a field or a weight that is missing or unknown, by name.
+            OSError: a file is missing. ValueError: a damaged file or one of another model, by what is wrong
+                with it, or a device that is not here.
         """
         path = model_folder(folder)
-        config = JAIRConfig.from_dict(json.loads((path / "config.json").read_text()))
-        state: dict[str, Tensor] = optional_import("safetensors.torch").load_file(
-            path / "model.safetensors", device=str(device)
-        )
+        check_device("device", device)
+        config = read_config(path)
         with torch.device("meta"):
             model = cls(config)
-        _check_state(state, model.state_dict())
+        state = read_weights(path, str(device), model.state_dict())
         # Copied, since in the file they stand at odd addresses, where a product may round otherwise.
         model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
         return model.to(dtype=dtype).eval()
-
-
-def _check_words(name: str, words: Tensor, longest: int, vocab_size: int, also: int = 0) -> None:
-    """Shape and dtype; on the CPU also that all are words or `also`: elsewhere, looking would wait."""
-    if not isinstance(words, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(words).__name__}")
-    if words.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected dtype int64 or int32, got {str(words.dtype)[6:]}")
-    if words.ndim != 2 or not 1 <= words.shape[1] <= longest:
-        raise ValueError(f"{name}: expected shape [B, 1 to {longest}], got {list(words.shape)}")
-    if torch.compiler.is_compiling() or words.device.type != "cpu" or is_fake(words):
-        return
-    wrong = words[((words < 0) | (words >= vocab_size)) & (words != also)]
-    if len(wrong):
-        wanted = f"0 to {vocab_size - 1}" + (f" or {also}" if also else "")
-        raise ValueError(f"{name}: expected words from {wanted}, got {int(wrong[0])}")
-
-
-def _check_state(state: dict[str, Tensor], expected: dict[str, Any]) -> None:
-    missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
-    if missing or unknown:
-        got = [
-            f"{', '.join(names)} {what}"
-            for what, names in (("missing", missing), ("unknown", unknown))
-            if names
-        ]
-        raise ValueError(f"model.safetensors: expected the weights of config.json, got {' and '.join(got)}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            raise ValueError(
-                f"model.safetensors: expected {name} of shape {list(expected[name].shape)}, "
-                f"got {list(value.shape)}"
-            )

@@ -19,7 +19,7 @@ from training_runs import VIT, arguments, records
 
 from jair.training import checkpoint
 
-# The process signals itself in step 2: in the loss, before sums over the processes, or in the log, after them.
+# The process signals itself in step 2: in the loss, before it is summed over both, or in the log, after that.
 PROGRAM = """
 import os, sys
 from jair.cli import main

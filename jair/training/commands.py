@@ -18,6 +18,7 @@ from jair.encoders import optional_import
 from jair.training import checkpoint
 from jair.training.parallel import Workers
 from jair.training.plan import LISTS, TrainPlan, read_settings
+from jair.training.signals import Stopped
 
 TOKENIZER_EXAMPLES = 5_000  # of each source, from which the tokenizer "data" is made
 
@@ -99,7 +100,7 @@ def _run(
     workers: Workers,
 ) -> None:
     from jair.commands import parse_changes
-    from jair.training.loop import Stopped, Trainer
+    from jair.training.loop import Trainer
 
     console = Console(stderr=True, quiet=not workers.first)
     of_model = {**settings.pop("model", {}), **parse_changes(changes)}

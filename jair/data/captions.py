@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import numpy as np
 from jair.data import tasks
 from jair.data.examples import Example
 from jair.data.images import read_image
-from jair.data.questions import read_json
-from jair.data.sources import RecordSource, Skipped, SourceSpec
+from jair.data.records import entries_of, field, file_name, lines, parsed, read_json
+from jair.data.sources import BadExample, RecordSource, Skipped, SourceSpec
 
 POOL = 16  # captions among which the one most like the true one is the false one
 
@@ -33,35 +32,54 @@ class Captioned:
 def coco(folder: Path, split: str, skipped: Skipped) -> list[Captioned]:
     """captions_SPLIT2014.json, SPLIT2014/FILE_NAME."""
     part = f"{split}2014"
-    document = read_json(folder / f"captions_{part}.json")
-    files = {entry["id"]: entry["file_name"] for entry in document["images"]}
-    captions: dict[Any, list[str]] = defaultdict(list)
-    for entry in document["annotations"]:
-        if entry["image_id"] in files:
-            captions[entry["image_id"]].append(" ".join(str(entry["caption"]).split()))
-        else:
-            skipped.add("caption without image", str(entry["id"]))
-    return [
-        Captioned(str(id), folder / part / Path(files[id]).name, tuple(texts))
-        for id, texts in captions.items()
-    ]
+    path = folder / f"captions_{part}.json"
+    document = read_json(path)
+
+    def image(entry: Any, name: str) -> tuple[str, str]:
+        file = Path(field(entry, "file_name", name)).name
+        return field(entry, "id", name), file_name(file, name)
+
+    files = dict(parsed(entries_of(document, path, "images"), image, skipped))
+
+    def caption(entry: Any, name: str) -> tuple[str, str]:
+        id = field(entry, "image_id", name)
+        if id not in files:
+            raise BadExample("caption without image", name)
+        return id, one_line(field(entry, "caption", name), name)
+
+    captions: dict[str, list[str]] = defaultdict(list)
+    for id, text in parsed(entries_of(document, path, "annotations"), caption, skipped):
+        captions[id].append(text)
+    return [Captioned(id, folder / part / files[id], tuple(texts)) for id, texts in captions.items()]
 
 
 def conceptual(folder: Path, split: str, skipped: Skipped) -> list[Captioned]:
     """SPLIT.tsv, rows of caption<TAB>url (CC3M) or url<TAB>caption (CC12M), without a header, and the
     photograph of row i, counted from 0, as SPLIT/i.jpg with nine digits (our decision: rows have no names).
     """
-    path = folder / f"{split}.tsv"
-    found = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)):
-            urls = [cell.startswith(("http://", "https://")) for cell in row]
-            if len(row) != 2 or sum(urls) != 1:
-                skipped.add("bad row", f"{path}:{number + 1}")
-                continue
-            image = folder / split / f"{number:09d}.jpg"
-            found.append(Captioned(str(number), image, (row[urls.index(False)],)))
-    return found
+
+    def row(line: tuple[int, str], name: str) -> Captioned:
+        number, cells = line[0] - 1, line[1].split("\t")
+        urls = [cell.startswith(("http://", "https://")) for cell in cells]
+        if len(cells) != 2 or sum(urls) != 1:
+            raise BadExample("bad row", name)
+        caption = cells[urls.index(False)]
+        one_line(caption, name)
+        return Captioned(str(number), folder / split / f"{number:09d}.jpg", (caption,))
+
+    return list(parsed(lines(folder / f"{split}.tsv", skipped), row, skipped))
+
+
+def one_line(text: str, name: str) -> str:
+    """A caption with single spaces.
+
+    Raises:
+        BadExample: it is empty.
+    """
+    words = text.split()
+    if not words:
+        raise BadExample("empty caption", name)
+    return " ".join(words)
 
 
 FORMATS = {"coco_captions": (coco, ("train", "val")), "cc": (conceptual, ("train", "val"))}
@@ -75,8 +93,7 @@ def open_source(spec: SourceSpec, split: str, *, strict: bool = False, **shares:
     skipped = Skipped()
     found = read(Path(spec.path), split, skipped)
     if strict and skipped.total:
-        reason, names = next(iter(skipped.names.items()))
-        raise ValueError(f"{spec.name}: {names[0]}: {reason}")
+        raise ValueError(f"{spec.name}{skipped.first}")
     texts = [record.captions[0] for record in found]
 
     def make(record: Captioned, generator: np.random.Generator) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from jair.data.examples import Example
 from jair.data.images import read_image
+from jair.data.records import field, file_name, json_list, lines, parsed, read_json, utf8
 from jair.data.sources import BadExample, RecordSource, Skipped, SourceSpec
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -30,54 +32,70 @@ class Asked:
 
 def vqav2(folder: Path, split: str, skipped: Skipped) -> Iterator[Asked]:
     """v2_OpenEnded_mscoco_SPLIT2014_questions.json, v2_mscoco_SPLIT2014_annotations.json,
-    SPLIT2014/COCO_SPLIT2014_ID.jpg. Without annotations (the split "test") there are no answers.
+    SPLIT2014/COCO_SPLIT2014_ID.jpg. The published test questions have no annotations and are not read.
     """
     part = {"train": "train2014", "val": "val2014"}[split]
-    questions = read_json(folder / f"v2_OpenEnded_mscoco_{part}_questions.json")["questions"]
-    annotations = read_json(folder / f"v2_mscoco_{part}_annotations.json")["annotations"]
-    by_id = {entry["question_id"]: entry for entry in annotations}
-    for entry in questions:
-        answer = by_id.get(entry["question_id"])
-        if answer is None:
-            skipped.add("question without annotation", str(entry["question_id"]))
-            continue
-        image = folder / part / f"COCO_{part}_{int(entry['image_id']):012d}.jpg"
-        answers = tuple(str(one["answer"]) for one in answer["answers"])
-        kind = str(answer.get("answer_type", ""))
-        yield Asked(str(entry["question_id"]), (image,), entry["question"], answers, kind)
+    questions = json_list(folder / f"v2_OpenEnded_mscoco_{part}_questions.json", "questions")
+    annotations = json_list(folder / f"v2_mscoco_{part}_annotations.json", "annotations")
+    by_id = dict(parsed(annotations, lambda entry, name: (field(entry, "question_id", name), entry), skipped))
+
+    def question(entry: Any, name: str) -> Asked:
+        id, text, image = (field(entry, key, name) for key in ("question_id", "question", "image_id"))
+        if not image.isdecimal():
+            raise BadExample("bad image_id", name)
+        if id not in by_id:
+            raise BadExample("question without annotation", name)
+        given = by_id[id].get("answers")
+        if not isinstance(given, list) or not given:
+            raise BadExample("question without answers", name)
+        answers = tuple(field(one, "answer", name) for one in given)
+        kind = str(by_id[id].get("answer_type", ""))
+        return Asked(id, (folder / part / f"COCO_{part}_{int(image):012d}.jpg",), text, answers, kind)
+
+    return parsed(questions, question, skipped)
 
 
 def gqa(folder: Path, split: str, skipped: Skipped) -> Iterator[Asked]:
     """SPLIT_balanced_questions.json, the questions that are marked balanced; images/ID.jpg or ID.jpg."""
-    for id, entry in read_json(folder / f"{split}_balanced_questions.json").items():
-        if entry.get("isBalanced", True):
-            name = f"{_name(entry['imageId'])}.jpg"
-            group = str((entry.get("types") or {}).get("structural", ""))
-            images = (folder / "images" / name, folder / name)
-            yield Asked(str(id), images, entry["question"], (str(entry["answer"]),), group)
+    path = folder / f"{split}_balanced_questions.json"
+    entries = ((f"{path}: {id}", (id, entry)) for id, entry in read_json(path).items())
+
+    def question(item: tuple[str, Any], name: str) -> Asked | None:
+        id, entry = utf8(item[0], name), item[1]
+        if isinstance(entry, dict) and not entry.get("isBalanced", True):
+            return None
+        image, text, answer = (field(entry, key, name) for key in ("imageId", "question", "answer"))
+        file = f"{file_name(image, name)}.jpg"
+        types = entry.get("types")
+        group = str(types.get("structural", "")) if isinstance(types, dict) else ""
+        return Asked(id, (folder / "images" / file, folder / file), text, (answer,), group)
+
+    return parsed(entries, question, skipped)
 
 
 def snli_ve(folder: Path, split: str, skipped: Skipped) -> Iterator[Asked]:
     """snli_ve_SPLIT.jsonl ("val" may be called "dev"); flickr30k_images/ID.jpg or ID.jpg."""
     names = [f"snli_ve_{name}.jsonl" for name in ((split, "dev") if split == "val" else (split,))]
     path = next((folder / name for name in names if (folder / name).exists()), folder / names[0])
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+
+    def question(line: tuple[int, str], name: str) -> Asked | None:
+        if not line[1].strip():
+            return None
         try:
-            entry = json.loads(line)
-            image, sentence, label = entry["Flikr30kID"], entry["sentence2"], entry["gold_label"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            skipped.add("bad JSON line", f"{path}:{number}")
-            continue
-        if label not in LABELS:
-            skipped.add("example without a label", f"{path}:{number}")
-            continue
-        name = f"{_name(str(image).removesuffix('.jpg'))}.jpg"
-        id = str(entry.get("pairID", number))
-        yield Asked(
-            id, (folder / "flickr30k_images" / name, folder / name), f"does it follow: {sentence}", (label,)
+            entry = json.loads(line[1])
+        except ValueError as error:
+            raise BadExample("bad JSON line", name) from error
+        image, sentence, label = (
+            field(entry, key, name) for key in ("Flikr30kID", "sentence2", "gold_label")
         )
+        if label not in LABELS:
+            raise BadExample("example without a label", name)
+        file = f"{file_name(image.removesuffix('.jpg'), name)}.jpg"
+        images = (folder / "flickr30k_images" / file, folder / file)
+        id = str(line[0]) if entry.get("pairID") is None else field(entry, "pairID", name)
+        return Asked(id, images, f"does it follow: {sentence}", (label,))
+
+    return parsed(lines(path, skipped), question, skipped)
 
 
 FORMATS: dict[str, tuple[Callable[[Path, str, Skipped], Iterator[Asked]], str, tuple[str, ...]]] = {
@@ -95,8 +113,7 @@ def open_source(spec: SourceSpec, split: str, *, strict: bool = False, **shares:
     skipped = Skipped()
     asked = list(read(Path(spec.path), split, skipped))
     if strict and skipped.total:
-        reason, names = next(iter(skipped.names.items()))
-        raise ValueError(f"{spec.name}: {names[0]}: {reason}")
+        raise ValueError(f"{spec.name}{skipped.first}")
     return RecordSource(spec.name, metric, asked, make, strict=strict, skipped=skipped, **shares)
 
 
@@ -106,26 +123,6 @@ def make(asked: Asked, generator: np.random.Generator) -> Example:
     Raises:
         BadExample: the photograph is missing or broken.
     """
-    path = next((path for path in asked.images if path.exists()), asked.images[0])
+    path = next((path for path in asked.images if os.path.exists(path)), asked.images[0])
     answer = asked.answers[int(generator.integers(len(asked.answers)))]
     return Example(read_image(path), asked.prompt, answer, asked.answers, asked.id, asked.group)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file.
-
-    Raises:
-        OSError: it is missing. ValueError: it is broken, by name.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got {error}") from error
-
-
-def _name(text: Any) -> str:
-    """A file's name from a data set, which must not lead elsewhere."""
-    name = str(text)
-    if not name or Path(name).name != name:
-        raise BadExample("bad file name", name)
-    return name

@@ -30,8 +30,14 @@ class Skipped:
         """Over all reasons."""
         return sum(self.counts.values())
 
+    @property
+    def first(self) -> str:
+        """ ": NAME: REASON" of one of them, "" if there is none."""
+        return next((f": {names[0]}: {reason}" for reason, names in self.names.items()), "")
+
     def add(self, reason: str, name: str) -> None:
         """One more; the same name counts once for a reason while it is among the first."""
+        name = name.encode(errors="backslashreplace").decode()  # or no log could be written
         names = self.names.setdefault(reason, [])
         if name in names:
             return
@@ -95,10 +101,11 @@ class RecordSource:
         world_size: int = 1,
         skipped: Skipped | None = None,
     ) -> None:
-        if not records:
-            raise ValueError(f"{name}: expected at least one example, got none")
-        self.name, self.metric, self.size = name, metric, len(records)
         self.skipped = Skipped() if skipped is None else skipped
+        if not records:
+            got = f"none ({self.skipped.total} skipped{self.skipped.first})"
+            raise ValueError(f"{name}: expected at least one example, got {got}")
+        self.name, self.metric, self.size = name, metric, len(records)
         self._records, self._make = records, make
         self._seed, self._strict = seed, strict
         self._rank, self._world_size = rank, world_size

@@ -60,8 +60,9 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
         colour = COLOURS[index % len(COLOURS)]
         pairs = [(r["step"], r["loss"]) for r in run.steps if r.get("loss") is not None]
         axes.plot(*smoothed(pairs), color=colour, label=label(run.name))
-        steps = [r["step"] for r in run.validations]
-        axes.plot(steps, [r["val_loss"] for r in run.validations], "o", color=colour, markersize=4)
+        measured = [r for r in run.validations if r["val_loss"] is not None]
+        losses = [r["val_loss"] for r in measured]
+        axes.plot([r["step"] for r in measured], losses, "o", color=colour, markersize=4)
     axes.set(xlabel="step", ylabel="loss", title="Training (line) and validation loss (dots)")
     _positive_logarithmic(axes)
     axes.legend()

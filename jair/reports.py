@@ -41,7 +41,7 @@ def _table(runs: Sequence[Run]) -> list[str]:
     rows = [["---", *["---:"] * (len(header) - 1)]]
     for run in runs:
         losses = [r["loss"] for r in run.steps if r.get("loss") is not None]
-        finite = [r for r in run.validations if math.isfinite(r["val_loss"])]
+        finite = [r for r in run.validations if r["val_loss"] is not None and math.isfinite(r["val_loss"])]
         lowest = min(finite, key=lambda r: float(r["val_loss"]), default=None)
         speeds = [r["examples_per_second"] for r in run.steps if r.get("examples_per_second")]
         numbers = _numbers(run)

@@ -2,7 +2,7 @@
 
 Lines of a step have "step", "loss", "lr", "probabilities" and "losses" (both by source; a source without an
 example in the step is left out or null) and "examples_per_second"; lines of a validation have "step" and
-"val_loss", and any other number that was measured there.
+"val_loss", and any other number that was measured there. What was not finite is null.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class Logs:
     metrics.jsonl has an object a step ("step", "loss", "lr", "grad_norm", "probabilities" and "losses" by
     source, "examples_per_second"; loss or grad_norm of a step that was skipped is null) and one a validation
     ("step", "val_loss", "val_accuracy"; of several sources their mean, then also "val_losses" and
-    "val_accuracies" by source).
+    "val_accuracies" by source). What is not finite is null.
     """
 
     def __init__(self, out: Path, steps: int, resume_step: int, console: Console) -> None:
@@ -44,13 +45,15 @@ class Logs:
 
     def add(self, record: dict[str, Any]) -> None:
         """A step's or a validation's."""
+        record = {name: _finite(value) for name, value in record.items()}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         step = record["step"]
         for name, value in record.items():
             if isinstance(value, dict):
                 for source, number in value.items():
-                    self._board.add_scalar(f"{name}/{source}", number, step)
+                    if number is not None:
+                        self._board.add_scalar(f"{name}/{source}", number, step)
             elif name != "step" and value is not None:
                 self._board.add_scalar(name, value, step)
         if "loss" in record:
@@ -67,6 +70,12 @@ class Logs:
         self._progress.stop()
         self._file.close()
         self._board.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(number) for name, number in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: str) -> float:

@@ -19,6 +19,7 @@ from jair.model import JAIR
 from jair.sampler import AdaptiveSampler
 from jair.training import checkpoint
 from jair.training.batches import Batches
+from jair.training.finite import RunningStatistics, broken
 from jair.training.logs import Logs
 from jair.training.parallel import Workers
 from jair.training.parameters import freeze, groups
@@ -60,6 +61,7 @@ class Trainer:
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
         )
+        self.running = RunningStatistics(self.model)
         self.called = workers.wrap(self.model, plan.strategy)
         self.run = torch.compile(self.called) if plan.compile else self.called
         self.optimizer = torch.optim.AdamW(
@@ -116,7 +118,7 @@ class Trainer:
 
         Raises:
             Stopped: by SIGINT or SIGTERM, after a checkpoint.
-            ValueError: plan.most_bad steps in a row without a finite loss.
+            ValueError: plan.most_bad steps in a row without a finite loss, or weights to save that are not.
         """
         with self.signals:
             return self._train()
@@ -155,6 +157,7 @@ class Trainer:
         self.called.train()
         for module in self.frozen:
             module.eval()
+        self.running.keep()
         each, loss = [], 0.0
         for inputs in batch.parts:
             words_loss, of_examples = self._losses(inputs)
@@ -213,6 +216,8 @@ class Trainer:
             self.optimizer.step()
             if self.average is not None:
                 self.average.update_parameters(self.model)
+        else:
+            self.running.put_back()
         self.optimizer.zero_grad()
         self.bad += not fine
         self.bad_in_a_row = 0 if fine else self.bad_in_a_row + 1
@@ -230,6 +235,12 @@ class Trainer:
         return output.logits.float(), labels
 
     def _save(self) -> Path | None:
+        models = [self.model] if self.average is None else [self.model, self.average.module]
+        each = self.workers.gather([name for model in models for name in broken(model)])
+        if found := sorted({name for names in each for name in names}):
+            raise ValueError(
+                f"weights: expected finite ones to save after step {self.step}, got others in {found[0]}"
+            )
         state = {
             "plan": self.plan.to_dict(),
             "step": self.step,

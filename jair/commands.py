@@ -119,7 +119,9 @@ def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A saved model, a run, or tiny, which comes with jair.")],
     image: Annotated[Path, typer.Option(help="A photograph, in any format that Pillow reads.")],
     prompt: Annotated[str, typer.Option(help="What is asked.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Most words of the answer.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Most words of the answer; default: 16, or what fits.")
+    ] = None,
     num_beams: Annotated[int, typer.Option(help="Beams of a beam search; 1 = greedy.")] = 1,
 ) -> None:
     """Answer a question about a photograph with a saved model."""

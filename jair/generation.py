@@ -14,7 +14,24 @@ if TYPE_CHECKING:
     from jair.model import JAIR
 
 Tensor = torch.Tensor
+STEPS = 16  # of an answer, if none are asked for
 Choice = Callable[[Tensor], Tensor]  # logits [B,V] -> words [B]
+
+
+def longest_answer(max_new_tokens: int | None, longest: int) -> int:
+    """max_new_tokens, or for None 16, if so many fit in max_target_length.
+
+    Raises:
+        TypeError, ValueError: max_new_tokens out of range.
+    """
+    if max_new_tokens is None:
+        return min(STEPS, longest)
+    whole_numbers(max_new_tokens=max_new_tokens)
+    if max_new_tokens > longest:
+        raise ValueError(
+            f"max_new_tokens: expected at most max_target_length = {longest}, got {max_new_tokens}"
+        )
+    return max_new_tokens
 
 
 class NextWord:

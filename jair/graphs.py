@@ -8,6 +8,7 @@ import torch
 
 from jair._checks import whole_numbers
 from jair.decoder import DecodingState
+from jair.generation import longest_answer
 from jair.model import JAIR
 
 Tensor = torch.Tensor
@@ -24,24 +25,30 @@ class GraphedGenerate:
 
     Args:
         model: in evaluation mode, on its device. batch_size: B. text_length: L, to which texts are padded;
-            None = max_text_length. max_new_tokens: most words after the start token.
+            None = max_text_length. max_new_tokens: as in `generate`.
 
     Raises:
         TypeError, ValueError: an argument out of range, by name.
     """
 
     def __init__(
-        self, model: JAIR, *, batch_size: int = 1, text_length: int | None = None, max_new_tokens: int = 16
+        self,
+        model: JAIR,
+        *,
+        batch_size: int = 1,
+        text_length: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
         if not isinstance(model, JAIR):
             raise TypeError(f"model: expected a JAIR, got {type(model).__name__}")
         if model.training:
             raise ValueError("model: expected one in evaluation mode, got one in training mode")
         text_length = model.config.max_text_length if text_length is None else text_length
-        whole_numbers(batch_size=batch_size, text_length=text_length, max_new_tokens=max_new_tokens)
-        _at_most("text_length", text_length, "max_text_length", model)
-        _at_most("max_new_tokens", max_new_tokens, "max_target_length", model)
-        self.model, self.steps = model, max_new_tokens
+        whole_numbers(batch_size=batch_size, text_length=text_length)
+        longest = model.config.max_text_length
+        if text_length > longest:
+            raise ValueError(f"text_length: expected at most max_text_length = {longest}, got {text_length}")
+        self.model, self.steps = model, longest_answer(max_new_tokens, model.config.max_target_length)
         weight, size = model.embedding.weight, model.config.image_size
         device = weight.device
         self.pixel_values = torch.zeros(batch_size, 3, size, size, device=device, dtype=weight.dtype)
@@ -117,9 +124,3 @@ def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], No
         step()
     graph.replay()  # a recording computes nothing, and the next one reads what this one leaves
     return graph.replay
-
-
-def _at_most(name: str, value: int, field: str, model: JAIR) -> None:
-    limit = getattr(model.config, field)
-    if value > limit:
-        raise ValueError(f"{name}: expected at most {field} = {limit}, got {value}")

@@ -135,6 +135,12 @@ class JAIR(nn.Module):
         check_words("input_ids", input_ids, self.config.max_text_length, self.config.vocab_size)
         size = self.config.image_size
         check.main_input("pixel_values", pixel_values, "B 3 S S")
+        weights = self.embedding.weight.dtype
+        if pixel_values.dtype != weights and check.autocast_dtype(pixel_values) is None:
+            raise TypeError(
+                f"pixel_values: expected dtype {str(weights)[6:]} like the model's weights, "
+                f"got {str(pixel_values.dtype)[6:]}"
+            )
         if pixel_values.shape != (len(input_ids), 3, size, size):
             raise ValueError(
                 f"pixel_values: expected shape [B, 3, S, S] = {[len(input_ids), 3, size, size]}, "
@@ -175,7 +181,7 @@ class JAIR(nn.Module):
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int = 16,
+        max_new_tokens: int | None = None,
         *,
         num_beams: int = 1,
         length_penalty: float = 1.0,
@@ -190,7 +196,7 @@ class JAIR(nn.Module):
 
         Args:
             pixel_values, input_ids, attention_mask: as in `forward`.
-            max_new_tokens: most words after the start token, up to max_target_length.
+            max_new_tokens: most words after the start token, up to max_target_length; None = at most 16.
             num_beams: beams of a beam search; 1 = greedy. length_penalty: the power of the length by which a
                 beam's score is divided in the end.
             do_sample: draw words instead; temperature, top_k, top_p and generator say how.
@@ -199,13 +205,9 @@ class JAIR(nn.Module):
         Raises:
             TypeError, ValueError: an argument out of range, by name.
         """
-        whole_numbers(max_new_tokens=max_new_tokens, num_beams=num_beams)
+        max_new_tokens = generation.longest_answer(max_new_tokens, self.config.max_target_length)
+        whole_numbers(num_beams=num_beams)
         check.flag("do_sample", do_sample)
-        if max_new_tokens > self.config.max_target_length:
-            raise ValueError(
-                f"max_new_tokens: expected at most max_target_length = {self.config.max_target_length}, "
-                f"got {max_new_tokens}"
-            )
         if do_sample and num_beams > 1:
             raise ValueError(f"num_beams: expected 1 with do_sample, got {num_beams}")
         choose: generation.Choice = generation.choose_greedily
@@ -264,7 +266,8 @@ class JAIR(nn.Module):
 
         Args:
             folder: where it is, or "tiny", a small model that comes with the package, trained on `scenes`.
-            device: where it goes. dtype: of its floating parameters; None = as they were saved, bit for bit.
+            device: where it goes. dtype: of its floating parameters; None = as they were saved, bit for bit:
+                "tiny" in float16. With torch.float32, or after `.float()`, it takes float32 pixels.
 
         Raises:
             OSError: a file is missing. ValueError: a damaged file or one of another model, by what is wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,26 +23,55 @@ def read_image(path: Path) -> Image:
     """A picture file as RGB.
 
     Raises:
-        BadExample: it is missing or broken.
+        BadExample: it is missing, broken or too large.
     """
     try:
-        return decode_image(path.read_bytes(), str(path))
+        data = path.read_bytes()
     except OSError as error:
         raise BadExample("missing image", str(path)) from error
+    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:
-    """A picture's bytes, in any format that Pillow reads, as RGB.
+    """A picture's bytes, in any format that Pillow reads, as RGB: upright, 16 bits scaled to 8, on white.
 
     Raises:
-        BadExample: they are broken.
+        BadExample: they are broken, or more pixels than Pillow's limit.
     """
     pillow = optional_import("PIL.Image")
     try:
         image: Image = pillow.open(io.BytesIO(data))
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:  # what Pillow raises
+        return _opaque(_eight_bits(_upright(image)))
+    except pillow.DecompressionBombError as error:
+        raise BadExample("too large", name) from error
+    except Exception as error:  # decoders raise whatever their parsers do, struct.error and IndexError too
         raise BadExample("broken image", name) from error
+
+
+def _upright(image: Image) -> Image:
+    """As its EXIF data say it is to be shown."""
+    image.load()
+    with suppress(Exception):  # EXIF data that are broken: the pixels are not
+        optional_import("PIL.ImageOps").exif_transpose(image, in_place=True)
+    return image
+
+
+def _eight_bits(image: Image) -> Image:
+    """Grey of 16 bits, which Pillow would cut at 255, as 8; "I" is what it opened 16 bits as before 11."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        grey = np.asarray(image, dtype=np.float64).clip(0, 65535) / 257
+        return optional_import("PIL.Image").fromarray(grey.round().astype(np.uint8))  # type: ignore[no-any-return]
+    return image
+
+
+def _opaque(image: Image) -> Image:
+    """RGB; what is transparent shows white."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    colours = image.convert("RGBA")
+    page = optional_import("PIL.Image").new("RGBA", colours.size, "white")
+    page.alpha_composite(colours)
+    return page.convert("RGB")  # type: ignore[no-any-return]
 
 
 def to_pixels(image: Image, size: int) -> torch.Tensor:

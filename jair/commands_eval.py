@@ -95,7 +95,9 @@ def report(
         typer.echo(_attention_sheet(attention, image, prompt, out))
 
 
-def ask(model: JAIR, tokenizer: Any, image: Any, prompt: str, max_new_tokens: int, num_beams: int = 1) -> str:
+def ask(
+    model: JAIR, tokenizer: Any, image: Any, prompt: str, max_new_tokens: int | None, num_beams: int = 1
+) -> str:
     """The answer to one question about a picture, its words numbered as in training and in `jair eval`.
 
     Raises:

@@ -240,3 +240,27 @@ def test_no_source_starves(rule: str) -> None:
 def test_bad_input(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("options", [{"rule": "temperature"}, {"rule": "difficulty", "epsilon": 0.0}])
+def test_what_is_left_shares_the_draws_however_unlikely_it_was(options: dict[str, object]) -> None:
+    sampler = AdaptiveSampler([1, 2, 10**9], temperature=0.01, warmup_steps=1, **options)  # type: ignore[arg-type]
+    for loss in (1.0, 1e9):
+        sampler.update([1.0, 1.0, loss], SEEN)
+    assert sampler.probabilities[2] == 1
+    sampler.end(2)
+    shares = [2**-100, 1.0] if sampler.rule == "temperature" else [0.5, 0.5]
+    assert_close(sampler, [*(share / sum(shares) for share in shares), 0])
+    sampler.update([1.0, 1.0, 0.0], [1, 1, 0])
+    assert_close(sampler, [*(share / sum(shares) for share in shares), 0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_only_source_seen_ends(rule: str) -> None:
+    sampler = AdaptiveSampler([5, 5, 5], rule, warmup_steps=0 if rule == "odm" else 1)
+    for _ in range(3):
+        updated(sampler, [2.0, 0.0, 0.0], [1, 0, 0])
+    sampler.end(0)
+    assert_close(sampler, [0, 0.5, 0.5])
+    updated(sampler, [0.0, 3.0, 3.0], [0, 1, 1])
+    assert_close(sampler, [0, 0.5, 0.5])

@@ -122,3 +122,53 @@ def test_a_second_file_of_one_name_costs_only_itself(tmp_path: Path) -> None:
     assert source.skipped.names == {"duplicate file": [f"{tmp_path / '00000.tar'}/0.txt"]}
     with pytest.raises(ValueError, match=r"00000\.tar/0\.txt: duplicate file"):
         list(opened(tmp_path, archive(files), strict=True).evaluation())
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ([("9.jpg", picture()), ("9.json", b'{"caption": null}')], "missing caption"),
+        ([("9.jpg", picture()), ("9.json", b"[1]")], "missing caption"),
+        ([("9.jpg", picture()), ("9.json", b"{}")], "missing caption"),
+        ([("9.jpg", picture()), ("9.json", b'{"caption": "\\ud800"}')], "bad text"),
+        ([("9.jpg", picture()), ("9.json", b'{"caption": " "}')], "empty caption"),
+        ([("9.jpg", picture()), ("9.txt", b"caf\xe9")], "missing caption"),
+        ([("9.txt", b"a text")], "missing image"),
+    ],
+)
+def test_an_odd_sample_costs_only_itself(files: list[tuple[str, bytes]], reason: str, tmp_path: Path) -> None:
+    data = archive([*samples()[:2], *files, *samples()[2:]])
+    source = opened(tmp_path, data)
+    assert [example.id for example in source.evaluation()] == [str(i) for i in range(COUNT)]
+    assert source.skipped.names == {reason: [f"{tmp_path / '00000.tar'}/9"]}
+    with pytest.raises(ValueError, match=rf"00000\.tar/9: {reason}$"):
+        list(opened(tmp_path, data, strict=True).evaluation())
+
+
+def test_pictures_of_all_kinds(tmp_path: Path) -> None:
+    kinds = {"jpg": "JPEG", "JPEG": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
+    kinds |= {"tif": "TIFF", "tiff": "TIFF"}
+    files = [
+        part
+        for i, (ending, kind) in enumerate(kinds.items())
+        for part in ((f"{i}.{ending}", picture(kind)), (f"{i}.json", b'{"caption": "red"}'))
+    ]
+    found = list(opened(tmp_path, archive(files), strict=True).evaluation())
+    assert [example.answer for example in found] == ["red"] * len(kinds)
+    assert all(abs(example.image.getpixel((3, 3))[0] - 255) < 3 for example in found)
+
+
+def test_a_split_is_not_taken_from_another(tmp_path: Path) -> None:
+    opened(tmp_path, archive(samples()))
+    spec = SourceSpec.parse(f"webdataset:{tmp_path}")
+    for split in ("val", "test"):
+        with pytest.raises(ValueError, match=rf"^split: expected a folder '{split}' in {tmp_path}, or a pat"):
+            open_source(spec, split)
+    pattern = SourceSpec.parse(f"webdataset:{tmp_path}/*.tar")
+    assert [example.id for example in open_source(pattern, "val").evaluation(2)] == ["0", "1"]
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ValueError, match="expected shards"):
+        open_source(spec, "val")
+    (tmp_path / "val" / "0.tar").write_bytes(archive([("v.jpg", picture()), ("v.txt", b"text")]))
+    assert [example.id for example in open_source(spec, "val").evaluation()] == ["v"]
+    assert [example.id for example in open_source(spec, "train").evaluation(1)] == ["0"]

@@ -17,11 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from jair.data.captions import captioned
+from jair.data.captions import captioned, one_line
 from jair.data.examples import Example
 from jair.data.images import decode_image
+from jair.data.records import field
 from jair.data.sources import BadExample, Skipped, SourceSpec
 
+PICTURES = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+)  # files of a sample, the first one counts
 POOL = 64  # captions met last, from which false ones are taken
 _KEY_AND_KIND = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
@@ -34,7 +45,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # a block of zeros: the end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros: the end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"expected a header or the end of the archive, got {error}") from error
@@ -139,7 +150,7 @@ class ShardSource:
                         data = tar.extractfile(member)
                         assert data is not None
                         yield member.name, data.read()
-                while rest := tar.fileobj.read(1 << 20):  # type: ignore[union-attr]
+                while rest := tar.fileobj.read(1 << 20):
                     if rest.strip(b"\0"):
                         raise tarfile.ReadError("expected zeros after the end of the archive, got data")
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
@@ -147,7 +158,7 @@ class ShardSource:
 
     def _make(self, sample: dict[str, Any], generator: np.random.Generator) -> Example:
         name = f"{sample['__url__']}/{sample['__key__']}"
-        data = next((sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if kind in sample), None)
+        data = next((sample[kind] for kind in PICTURES if kind in sample), None)
         if data is None:
             raise BadExample("missing image", name)
         caption = _caption(sample, name)
@@ -189,27 +200,32 @@ class ShardSource:
 
 def _caption(sample: dict[str, Any], name: str) -> str:
     try:
-        if "txt" in sample:
-            text = sample["txt"].decode("utf-8")
-        else:
-            text = str(json.loads(sample["json"])["caption"])
-    except (KeyError, ValueError, TypeError) as error:
+        entry = {"caption": sample["txt"].decode()} if "txt" in sample else json.loads(sample["json"])
+    except (KeyError, ValueError) as error:
         raise BadExample("missing caption", name) from error
-    if not text.strip():
-        raise BadExample("empty caption", name)
-    return " ".join(text.split())
+    return one_line(field(entry, "caption", name), name)
 
 
 def open_source(spec: SourceSpec, split: str, **shares: Any) -> ShardSource:
-    """As in `jair.data.sources.open_source`: PATH is a pattern of shards, or a folder of *.tar, which may
-    have a folder for each split.
+    """As in `jair.data.sources.open_source`.
+
+    PATH is a folder with a folder of *.tar for each split; *.tar in the folder itself are the split "train".
+    Or it is a pattern of shards, which are given for every split.
+
+    Raises:
+        ValueError: there are no shards, or not of this split.
     """
     folder = Path(spec.path)
-    if folder.is_dir():
-        folder = folder / split if (folder / split).is_dir() else folder
+    if not folder.is_dir():
+        paths = [Path(path) for path in sorted(glob.glob(spec.path))]
+    elif (folder / split).is_dir():
+        paths = sorted((folder / split).glob("*.tar"))
+    elif split == "train":
         paths = sorted(folder.glob("*.tar"))
     else:
-        paths = [Path(path) for path in sorted(glob.glob(spec.path))]
+        raise ValueError(
+            f"split: expected a folder {split!r} in {folder}, or a pattern of shards as the path, got neither"
+        )
     if not paths:
         raise ValueError(f"{spec.name}: expected shards (*.tar) at {spec.path}, got none")
     return ShardSource(spec.name, spec.chosen_task, paths, **shares)

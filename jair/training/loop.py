@@ -22,7 +22,7 @@ from jair.training.batches import Batches
 from jair.training.finite import RunningStatistics, broken
 from jair.training.logs import Logs
 from jair.training.parallel import Workers
-from jair.training.parameters import freeze, groups
+from jair.training.parameters import freeze, groups, start_from
 from jair.training.plan import TrainPlan
 from jair.training.signals import Signals, Stopped
 from jair.training.state import load_tensors, part, tensors_of
@@ -56,7 +56,7 @@ class Trainer:
         torch.manual_seed(plan.seed)
         self.model = JAIR(plan.model).to(workers.device)
         if start is not None:
-            self._start_from(start)
+            start_from(self.model, start)
         self.frozen = freeze(self.model, plan.freeze)
         self.average = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(plan.ema)) if plan.ema else None
@@ -95,15 +95,6 @@ class Trainer:
         self.signals = Signals()
         self.signal = 0  # what all processes agreed to stop for
 
-    def _start_from(self, folder: Path) -> None:
-        """Copy the weights of a saved model of the same shapes."""
-        saved = JAIR.from_pretrained(folder).state_dict()
-        for name, value in self.model.state_dict().items():
-            if name not in saved or saved[name].shape != value.shape:
-                got = list(saved[name].shape) if name in saved else "none"
-                raise ValueError(f"init: expected {name} of shape {list(value.shape)} in {folder}, got {got}")
-        self.model.load_state_dict({name: saved[name] for name in self.model.state_dict()})
-
     def _weights(self) -> list[float]:
         from jair.data.sources import SourceSpec
 
@@ -133,8 +124,9 @@ class Trainer:
                     logs.add(record)
                 last = self.step == self.plan.steps
                 if self.validation.sources and (last or self.step % self.plan.val_every == 0):
-                    self.called.eval()
-                    measured = self.validation.measure(partial(self._logits, self.called))
+                    shown = self.called if self.average is None else self.average.module
+                    shown.eval()  # what is measured is what is saved
+                    measured = self.validation.measure(partial(self._logits, shown))
                     if logs is not None:
                         logs.add({"step": self.step, **measured})
                 if last or self.signal or self.step % self.plan.checkpoint_every == 0:

@@ -1,11 +1,28 @@
-"""What of a model is trained, and what decays."""
+"""With which weights a model starts, what of it is trained, and what decays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from jair.model import JAIR
+
+
+def start_from(model: nn.Module, folder: Path) -> None:
+    """Copy the weights of a saved model of the same shapes.
+
+    Raises:
+        ValueError: it has others, by name.
+    """
+    saved = JAIR.from_pretrained(folder).state_dict()
+    for name, value in model.state_dict().items():
+        if name not in saved or saved[name].shape != value.shape:
+            got = list(saved[name].shape) if name in saved else "none"
+            raise ValueError(f"init: expected {name} of shape {list(value.shape)} in {folder}, got {got}")
+    model.load_state_dict({name: saved[name] for name in model.state_dict()})
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:

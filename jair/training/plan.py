@@ -31,7 +31,7 @@ class TrainPlan:
     sampler, temperature, epsilon: of AdaptiveSampler.
     freeze: modules that stay as they start, by their names in JAIR, as "image_encoder".
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
-    ema: decay of a moving average of the weights, which is then what a checkpoint's model is; 0 = none.
+    ema: decay of a moving average of the weights, which is then validated and a checkpoint's model; 0 = none.
     tokenizer: "bytes", "data" (trained on the sources), "init" (the saved model's) or a folder.
     keep: checkpoints. most_bad: steps in a row without a finite loss before giving up.
     """

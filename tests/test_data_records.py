@@ -92,6 +92,18 @@ def test_odd_vqa_answers(annotation: Any, reason: str, tmp_path: Path) -> None:
     check_skipped("vqav2", tmp_path, reason, "questions[1]")
 
 
+@pytest.mark.parametrize("count", [1, 9, 11])
+def test_vqa_questions_without_ten_answers_are_trained_on_and_not_scored(count: int, tmp_path: Path) -> None:
+    vqa_files(tmp_path, annotation={"question_id": 1, "answers": [{"answer": "x"}] * count})
+    source = opened("vqav2", tmp_path, strict=True)
+    assert {source.next().id for _ in range(3)} == {"0", "1", "2"}
+    with pytest.raises(ValueError, match=r"^vqav2/questions: question 1: not 10 answers$"):
+        list(source.evaluation())
+    source = opened("vqav2", tmp_path)
+    assert [example.id for example in source.evaluation()] == ["0", "2"]
+    assert source.skipped.names == {"not 10 answers": ["question 1"]}
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

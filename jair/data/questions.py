@@ -15,6 +15,7 @@ from jair.data.examples import Example
 from jair.data.images import read_image
 from jair.data.records import field, file_name, json_list, lines, parsed, read_json, utf8
 from jair.data.sources import BadExample, RecordSource, Skipped, SourceSpec
+from jair.metrics.vqa import ANSWERS
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -32,7 +33,8 @@ class Asked:
 
 def vqav2(folder: Path, split: str, skipped: Skipped) -> Iterator[Asked]:
     """v2_OpenEnded_mscoco_SPLIT2014_questions.json, v2_mscoco_SPLIT2014_annotations.json,
-    SPLIT2014/COCO_SPLIT2014_ID.jpg. The published test questions have no annotations and are not read.
+    SPLIT2014/COCO_SPLIT2014_ID.jpg. The published test questions have no annotations and are not read. A
+    question without ten answers is for training only: VQA accuracy needs ten.
     """
     part = {"train": "train2014", "val": "val2014"}[split]
     questions = json_list(folder / f"v2_OpenEnded_mscoco_{part}_questions.json", "questions")
@@ -114,7 +116,13 @@ def open_source(spec: SourceSpec, split: str, *, strict: bool = False, **shares:
     asked = list(read(Path(spec.path), split, skipped))
     if strict and skipped.total:
         raise ValueError(f"{spec.name}{skipped.first}")
+    shares |= {"scorable": _scorable} if metric == "vqa" else {}
     return RecordSource(spec.name, metric, asked, make, strict=strict, skipped=skipped, **shares)
+
+
+def _scorable(asked: Asked) -> None:
+    if len(asked.answers) != ANSWERS:
+        raise BadExample(f"not {ANSWERS} answers", f"question {asked.id}")
 
 
 def make(asked: Asked, generator: np.random.Generator) -> Example:

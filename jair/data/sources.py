@@ -82,6 +82,7 @@ class RecordSource:
         name, metric: as in `Source`. records: what `make` turns into examples.
         make: (record, generator) -> Example; raises BadExample for what cannot be used. The generator is a
             function of seed, epoch and record alone.
+        scorable: raises BadExample for a record that `evaluation` cannot give, though one can train on it.
         strict: raise for a bad example instead of skipping it.
 
     Raises:
@@ -100,13 +101,14 @@ class RecordSource:
         rank: int = 0,
         world_size: int = 1,
         skipped: Skipped | None = None,
+        scorable: Callable[[Record], None] | None = None,
     ) -> None:
         self.skipped = Skipped() if skipped is None else skipped
         if not records:
             got = f"none ({self.skipped.total} skipped{self.skipped.first})"
             raise ValueError(f"{name}: expected at least one example, got {got}")
         self.name, self.metric, self.size = name, metric, len(records)
-        self._records, self._make = records, make
+        self._records, self._make, self._scorable = records, make, scorable
         self._seed, self._strict = seed, strict
         self._rank, self._world_size = rank, world_size
         self._epoch, self._position, self._order = 0, 0, None
@@ -159,6 +161,8 @@ class RecordSource:
         """As in `Source`; what cannot be used is skipped, or an error if strict."""
         for index in range(len(self._records) if limit is None else min(limit, len(self._records))):
             try:
+                if self._scorable is not None:
+                    self._scorable(self._records[index])
                 yield self._make(self._records[index], np.random.default_rng([self._seed, index]))
             except BadExample as bad:
                 self._skip(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ class Validation:
     Args:
         sources: whole, the same in every process. collate: as in training. examples: of each source.
         batch_size: over all processes. workers: this process among all.
+
+    Raises:
+        ValueError: a source has no example that can be read, by name.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class Validation:
     ) -> None:
         self.sources, self.collate, self.workers = sources, collate, workers
         self.examples, self.size = examples, max(1, batch_size // workers.count)
+        for source in sources:
+            self._check(source)
 
     def measure(self, logits_of: Forward) -> dict[str, Any]:
         """val_loss and val_accuracy, of several sources their means, then also each source's own.
@@ -51,19 +57,26 @@ class Validation:
                 measured[by_source] = {source: values[name] for source, values in each.items()}
         return measured
 
+    def _check(self, source: Source) -> None:
+        if next(source.evaluation(self.examples), None) is None:
+            reasons = ", ".join(source.skipped.counts) or "there are none"
+            raise ValueError(
+                f"val: expected {source.name} to have an example that can be read among the first "
+                f"{self.examples}, got none: {reasons}"
+            )
+
     @torch.no_grad()
     def _of_source(self, source: Source, logits_of: Forward) -> dict[str, float]:
         """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
         generation says exactly.
         """
-        held = list(source.evaluation(self.examples))
-        examples = held[self.workers.rank :: self.workers.count]
+        examples = source.evaluation(self.examples)
         sums = torch.zeros(4, dtype=torch.float64)
-        for i in range(-(-self.examples // (self.size * self.workers.count))):
+        while held := list(islice(examples, self.size * self.workers.count)):
+            chosen = held[self.workers.rank :: self.workers.count]
             # All processes take part in each call, though one may have no example left.
-            chosen = examples[i * self.size : (i + 1) * self.size] or held[:1]
-            logits, labels = logits_of(self.collate(chosen))
-            if i * self.size >= len(examples):
+            logits, labels = logits_of(self.collate(chosen or held[:1]))
+            if not chosen:
                 continue
             losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
             right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)

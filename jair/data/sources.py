@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -184,12 +186,15 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A source as the command line names it; weight multiplies its size for sampling by size."""
+    """A source as the command line names it; weight multiplies its size for sampling by size, label tells it
+    from others of its kind and task.
+    """
 
     kind: str
     path: str = ""
     task: str | None = None
     weight: float = 1.0
+    label: str = ""
 
     @classmethod
     def parse(cls, text: str) -> SourceSpec:
@@ -223,6 +228,17 @@ class SourceSpec:
         check.positive("weight", weight)
         return cls(kind, path, values.get("task"), weight)
 
+    @classmethod
+    def parse_all(cls, texts: Iterable[str]) -> list[SourceSpec]:
+        """As `parse`, the sources of one run: where several paths have a kind and task in common, each gets
+        the part of its path that differs as label. The same path twice keeps one name.
+        """
+        specs = [cls.parse(text) for text in texts]
+        paths: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+        for spec in specs:
+            paths[spec.name].add(Path(spec.path).parts)
+        return [replace(spec, label=_apart(Path(spec.path).parts, paths[spec.name])) for spec in specs]
+
     @property
     def chosen_task(self) -> str:
         """The task, or the kind's own."""
@@ -231,7 +247,18 @@ class SourceSpec:
     @property
     def name(self) -> str:
         """For logs."""
-        return f"{self.kind}/{self.chosen_task}"
+        return f"{self.kind}/{self.chosen_task}" + (f":{self.label}" if self.label else "")
+
+
+def _apart(path: tuple[str, ...], paths: set[tuple[str, ...]]) -> str:
+    """The shortest end of a path that no other has, without the parts that all end with."""
+    if len(paths) == 1:
+        return ""
+    shortest = min(map(len, paths))
+    same = next((n for n in range(shortest - 1) if len({p[-1 - n] for p in paths}) > 1), max(0, shortest - 1))
+    heads = [p[: len(p) - same] for p in paths]
+    length = next(n for n in count(1) if len({head[-n:] for head in heads}) == len(heads))
+    return str(Path(*path[: len(path) - same][-length:]))
 
 
 def open_source(

@@ -60,6 +60,16 @@ def test_broken_exif_data_leave_the_pixels(exif: bytes) -> None:
     assert np.array_equal(np.asarray(decode_image(encoded(photo, "JPEG", exif=exif), "x")), np.asarray(plain))
 
 
+def test_a_photograph_is_upright_though_its_other_exif_data_are_broken() -> None:
+    # Two entries: orientation 6, and a resolution as a byte, at which Pillow raises TypeError.
+    entries = bytes.fromhex("0002 0112 0003 00000001 00060000 011a 0001 00000001 00000044 00000000")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + entries
+    stored = Image.fromarray(corners())
+    read = decode_image(encoded(stored, "JPEG", exif=exif), "x")
+    plain = np.asarray(decode_image(encoded(stored, "JPEG"), "x"))
+    assert np.array_equal(np.asarray(read), UPRIGHT[6](plain))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF"])
 def test_grey_of_16_bits_is_scaled(kind: str) -> None:
     deep = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)

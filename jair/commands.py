@@ -21,7 +21,7 @@ from jair.config import JAIRConfig
 from jair.data import commands as data
 from jair.data.images import read_image
 from jair.data.tokenizers import load_tokenizer
-from jair.encoders import optional_import
+from jair.encoders import optional_import, with_settings
 from jair.model import JAIR
 from jair.training import commands as training
 from jair.training.checkpoint import resolve
@@ -100,6 +100,7 @@ def describe(
 ) -> None:
     """Configuration, parameters and operations, part by part."""
     config = _config(preset, changes) if checkpoint is None else read_config(resolve(checkpoint))
+    config = with_settings(config)  # else weights would be read, which "meta" has no place for
     with torch.device("meta"):
         model = JAIR(config)
     macs = costs.macs(config)

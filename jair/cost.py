@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jair._checks import whole_numbers
 from jair.config import JAIRConfig
-from jair.encoders import grid_side, image_settings, with_settings
+from jair.encoders import grid_side, image_settings, text_settings, with_settings
 from jair.model import JAIR
 from jair_kernels import use_backend
 
@@ -35,23 +37,19 @@ class Macs:
         return self.image_encoder + self.text_encoder + self.fusion + self.decoder
 
 
-def macs(config: JAIRConfig, text_length: int | None = None, target_length: int = 16) -> Macs:
-    """Multiply-accumulates of one sample in closed form; text_length None = max_text_length.
+def macs(config: JAIRConfig, text_length: int | None = None, target_length: int | None = None) -> Macs:
+    """Multiply-accumulates of one sample in closed form; None = max_text_length, at most 16 words of answer.
 
     Raises:
-        TypeError, ValueError: a length out of range, or a text encoder that is a checkpoint, by name.
+        TypeError, ValueError: a length out of range, by name.
     """
-    text_length = lengths(config, text_length, target_length)
-    if config.text_encoder != "transformer":
-        raise ValueError(
-            f"text_encoder: expected 'transformer' for closed forms, got {config.text_encoder!r}"
-        )
+    text_length, target_length = lengths(config, text_length, target_length)
     config = with_settings(config)
     tokens = grid_side(image_settings(config), config.image_size) ** 2
     fusion, fused = _fusion(config, tokens, text_length)
     return Macs(
         image_encoder=_backbone(config) + tokens * _backbone_width(config) * config.dim,
-        text_encoder=config.encoder_layers * _layer(config, text_length),
+        text_encoder=_text_encoder(config, text_length),
         fusion=fusion,
         decoder=_decoder(config, fused, target_length),
     )
@@ -61,6 +59,16 @@ def _layer(config: JAIRConfig, n: int) -> int:
     """Four projections, two products of the attention, two of the MLP."""
     d = config.dim
     return 4 * n * d * d + 2 * n * n * d + 2 * n * d * config.mlp_dim
+
+
+def _text_encoder(config: JAIRConfig, n: int) -> int:
+    """Our layers; or T5's, whose heads have a width of their own and whose MLP may be gated."""
+    t5 = text_settings(config)
+    if t5 is None:
+        return config.encoder_layers * _layer(config, n)
+    d, inner = t5.d_model, t5.num_heads * t5.d_kv
+    products = 3 if t5.is_gated_act else 2
+    return int(t5.num_layers * (4 * n * d * inner + 2 * n * n * inner + products * n * d * t5.d_ff))
 
 
 def _gated_fusion(config: JAIRConfig, l: int, n: int) -> int:
@@ -158,17 +166,19 @@ def _resnet(settings: Any, size: int) -> int:
     return int(total)
 
 
-def counted_macs(config: JAIRConfig, text_length: int | None = None, target_length: int = 16) -> int:
+def counted_macs(config: JAIRConfig, text_length: int | None = None, target_length: int | None = None) -> int:
     """Multiply-accumulates of one sample as FlopCounterMode counts them: a batch of 2, divided by 2.
 
     Errors as in `macs`.
     """
-    text_length = lengths(config, text_length, target_length)
+    text_length, target_length = lengths(config, text_length, target_length)
     with torch.device("meta"):
         model = JAIR(with_settings(config)).requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True), use_backend("reference"):
+        model = model.to_empty(device="cpu")  # T5 looks into masks on "meta", which it cannot
         given = inputs(config, 2, text_length, target_length)
-    with FlopCounterMode(display=False) as counter, use_backend("reference"):
-        model(**given)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # no other is counted
+            model(**given)
     flops: int = counter.get_total_flops()
     return flops // 4
 
@@ -190,12 +200,13 @@ def inputs(config: JAIRConfig, batch: int, text_length: int, target_length: int)
     }
 
 
-def lengths(config: JAIRConfig, text_length: int | None, target_length: int) -> int:
-    """The text's length, max_text_length for None; errors as in `macs`."""
+def lengths(config: JAIRConfig, text_length: int | None, target_length: int | None) -> tuple[int, int]:
+    """The text's and the answer's, also where they are None; errors as in `macs`."""
     text_length = config.max_text_length if text_length is None else text_length
+    target_length = min(16, config.max_target_length) if target_length is None else target_length
     whole_numbers(text_length=text_length, target_length=target_length)
     for name, length in (("text", text_length), ("target", target_length)):
         most = getattr(config, f"max_{name}_length")
         if length > most:
             raise ValueError(f"{name}_length: expected at most max_{name}_length = {most}, got {length}")
-    return text_length
+    return text_length, target_length

@@ -83,6 +83,12 @@ def image_settings(config: JAIRConfig) -> Any:
     return optional_import("transformers").AutoConfig.for_model(**settings)
 
 
+def text_settings(config: JAIRConfig) -> Any:
+    """transformers' settings of the T5 of a configuration `with_settings`; None = the encoder is ours."""
+    settings = config.text_encoder_config if config.text_encoder != "transformer" else None
+    return None if settings is None else optional_import("transformers").AutoConfig.for_model(**settings)
+
+
 def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
     """transformers' encoder with these settings, and with the weights of a checkpoint, if there is one."""
     class_name, options = CLASSES[settings.model_type]
@@ -186,8 +192,7 @@ class T5TextEncoder(nn.Module):
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()
         checkpoint = config.text_encoder if config.text_encoder_config is None else None
-        of_checkpoint = with_settings(config).text_encoder_config or {}
-        settings = optional_import("transformers").AutoConfig.for_model(**of_checkpoint)
+        settings = text_settings(with_settings(config))
         for name, ours in (("d_model", config.dim), ("vocab_size", config.vocab_size)):
             theirs = getattr(settings, name)
             if theirs != ours:

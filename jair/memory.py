@@ -42,7 +42,7 @@ class Memory:
 def memory(
     config: JAIRConfig,
     text_length: int | None = None,
-    target_length: int = 16,
+    target_length: int | None = None,
     *,
     backend: str | None = None,
     device: str = "cpu",
@@ -64,12 +64,12 @@ def batch_memory(
     config: JAIRConfig,
     batch: int,
     text_length: int | None = None,
-    target_length: int = 16,
+    target_length: int | None = None,
     backend: str | None = None,
     device: str = "cpu",
 ) -> Memory:
     """Memory of a whole batch, with the copies of weights that autocast makes. Arguments as in `memory`."""
-    text_length = lengths(config, text_length, target_length)
+    text_length, target_length = lengths(config, text_length, target_length)
     with torch.device("meta"):
         model = JAIR(with_settings(config))
     chosen = nullcontext() if backend is None else use_backend(backend)

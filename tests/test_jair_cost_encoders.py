@@ -1,0 +1,96 @@
+"""Costs and descriptions of models whose encoders are checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_jair_checkpoints import resnet, t5
+from test_jair_model import SMALL
+
+from jair import JAIR, JAIRConfig
+
+pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+pytest.importorskip("typer", reason="the extra 'models' is not installed")
+from typer.testing import CliRunner
+
+from jair import cost
+from jair.commands import app
+
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 40,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+}
+
+
+def jair(*words: str | Path) -> str:
+    outcome = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert outcome.exit_code == 0, outcome.output
+    return outcome.stdout
+
+
+def changes(**fields: object) -> list[str]:
+    """Words of --set."""
+    return [word for name, value in fields.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+
+
+@pytest.mark.parametrize("mlp", ["relu", "gated-gelu"])
+def test_closed_form_with_t5_is_what_is_counted(mlp: str) -> None:
+    settings = {**T5, "feed_forward_proj": mlp}
+    config = JAIRConfig.preset("tiny", **SMALL, text_encoder="t5", text_encoder_config=settings)
+    macs = cost.macs(config, 9, 5)
+    assert cost.counted_macs(config, 9, 5) == macs.total
+    products = {"relu": 2, "gated-gelu": 3}[mlp]
+    by_hand = 4 * 9 * 32 * 48 + 2 * 9 * 9 * 48 + products * 9 * 32 * 24
+    assert macs.text_encoder == 2 * by_hand
+
+
+def test_a_model_with_t5_is_described(tmp_path: Path) -> None:
+    t5(tmp_path / "t5")
+    model = JAIR(JAIRConfig.preset("tiny", **SMALL, text_encoder=str(tmp_path / "t5")))
+    model.save_pretrained(tmp_path / "model")
+    described = jair("describe", tmp_path / "model")
+    total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"{total:.2f}" in described.splitlines()[-2]
+    (line,) = [line for line in described.splitlines() if "text_encoder" in line and "│" in line]
+    assert f"{cost.macs(model.config).text_encoder / 1e9:.2f}" in line
+    of_preset = jair("describe", "--preset", "tiny", *changes(**SMALL, text_encoder=str(tmp_path / "t5")))
+    assert of_preset == described
+
+
+def test_a_model_with_an_image_encoder_from_a_folder_is_described(tmp_path: Path) -> None:
+    resnet(tmp_path)
+    fields = {**SMALL, "image_encoder": str(tmp_path)}
+    described = jair("describe", "--preset", "tiny", *changes(**fields))
+    total = sum(p.numel() for p in JAIR(JAIRConfig.preset("tiny", **fields)).parameters()) / 1e6
+    assert f"{total:.2f}" in described.splitlines()[-2]
+
+
+def test_costs_with_t5(tmp_path: Path) -> None:
+    """Also of base, whose tables have rows of "large", which is wider than the T5."""
+    wide = {**T5, "vocab_size": 32128, "d_model": 768, "num_layers": 1}
+    for preset, settings, sizes in (("tiny", T5, SMALL), ("base", wide, {"num_layers": 1})):
+        fields = {**sizes, "text_encoder": "t5", "text_encoder_config": settings}
+        found = json.loads(jair("cost", "--preset", preset, "--no-memory", "--json", *changes(**fields)))
+        rows = {(row["table"], row["label"]): row["macs"] for row in found}
+        assert rows["Fusion", "ours"] == cost.macs(JAIRConfig.preset(preset, **fields)).total
+
+
+def test_memory_with_t5() -> None:
+    config = JAIRConfig.preset("tiny", **SMALL, text_encoder="t5", text_encoder_config=T5)
+    from jair.memory import memory
+
+    assert memory(config, 9, 5).saved > 0
+
+
+def test_a_t5_of_another_width_is_refused() -> None:
+    words = changes(text_encoder="t5", text_encoder_config=T5)
+    error = CliRunner().invoke(app, ["cost", "--preset", "tiny", "--no-memory", *words]).exception
+    message = "text_encoder: expected a checkpoint with d_model = 128 like the model, got 32"
+    assert (type(error), str(error)) == (ValueError, message)

@@ -71,8 +71,12 @@ class AdaptiveSampler:
         check.positive("temperature", temperature)
         _within("epsilon", epsilon, 0, 1)
         _within("smoothing", smoothing, 0, 1)
-        if warmup_steps:
-            whole_numbers(warmup_steps=warmup_steps)
+        if smoothing == 1:  # nothing would be learned
+            raise ValueError(f"smoothing: expected a number below 1, got {smoothing}")
+        if warmup_steps is not None and (not isinstance(warmup_steps, int) or isinstance(warmup_steps, bool)):
+            raise TypeError(f"warmup_steps: expected an int or None, got {type(warmup_steps).__name__}")
+        if warmup_steps is not None and warmup_steps < 0:
+            raise ValueError(f"warmup_steps: expected an int >= 0, got {warmup_steps}")
         self.warmup_steps = WARMUP.get(rule, 0) if warmup_steps is None else warmup_steps
         self.rule, self.temperature, self.epsilon = rule, float(temperature), float(epsilon)
         self.smoothing = float(smoothing)
@@ -161,8 +165,11 @@ class AdaptiveSampler:
         """Continue where `state_dict` was taken, draw for draw.
 
         Raises:
-            ValueError: the state of another rule or of other sources.
+            ValueError: the state of another rule or of other sources, or one with parts missing.
         """
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
+            raise ValueError(f"state: expected all that state_dict gives, got no {', '.join(missing)}")
         for name, ours in (("rule", self.rule), ("sizes", [int(size) for size in self.sizes])):
             if state[name] != ours:
                 raise ValueError(f"state: expected {name} = {ours!r}, got {state[name]!r}")

@@ -211,7 +211,17 @@ def test_no_source_starves(rule: str) -> None:
         (
             lambda: AdaptiveSampler([3], warmup_steps=-1),
             ValueError,
-            "warmup_steps: expected an int >= 1, got -1",
+            "warmup_steps: expected an int >= 0, got -1",
+        ),
+        (lambda: AdaptiveSampler([3], smoothing=1.0), ValueError, "smoothing: .* below 1, got 1.0"),
+        (lambda: AdaptiveSampler([3], warmup_steps=False), TypeError, "warmup_steps: .* or None, got bool"),
+        (lambda: AdaptiveSampler([3], warmup_steps=0.0), TypeError, "warmup_steps: .* or None, got float"),
+        (
+            lambda: AdaptiveSampler([3]).load_state_dict(
+                {name: value for name, value in AdaptiveSampler([3]).state_dict().items() if name != "total"}
+            ),
+            ValueError,
+            "state: expected all that state_dict gives, got no total",
         ),
         (lambda: AdaptiveSampler([3]).sample(0), ValueError, "n: expected an int >= 1, got 0"),
         (

@@ -200,3 +200,23 @@ def test_caption_scores_refuse() -> None:
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             caption_scores(predictions, references)
+
+
+def test_one_text_is_no_list_of_texts() -> None:
+    for call, message in (
+        (lambda: exact_match("r", "red"), "answers: expected a sequence of str, got str"),
+        (
+            lambda: caption_scores("ab", [["a"], ["b"]]),
+            "predictions: expected a sequence with an entry for each image, got str",
+        ),
+        (
+            lambda: caption_scores(["a"], "a"),
+            "references: expected a sequence with an entry for each image, got str",
+        ),
+        (
+            lambda: caption_scores(["a", "b"], [["a"], "b"]),
+            "references: expected a sequence of captions for each image, got str of 1",
+        ),
+    ):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            call()

@@ -8,7 +8,13 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the answers, up to case, outer spaces and a final period; else 0.0."""
+    """1.0 if the prediction is one of the answers, up to case, outer spaces and a final period; else 0.0.
+
+    Raises:
+        TypeError: answers is a str, whose characters would be taken for answers.
+    """
+    if isinstance(answers, str):
+        raise TypeError("answers: expected a sequence of str, got str")
     return float(_plain(prediction) in map(_plain, answers))
 
 

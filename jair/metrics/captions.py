@@ -45,15 +45,21 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
         and "cider_each", a list of each image's CIDEr-D.
 
     Raises:
+        TypeError: a str where a sequence of them belongs.
         ValueError: no image, other numbers of predictions than references, or an image without references.
         ImportError: pycocoevalcap is missing.
     """
+    if isinstance(predictions, str) or isinstance(references, str):
+        name = "predictions" if isinstance(predictions, str) else "references"
+        raise TypeError(f"{name}: expected a sequence with an entry for each image, got str")
     if not predictions or len(predictions) != len(references):
         raise ValueError(
             f"predictions: expected one for each image and at least one image, got {len(predictions)} for "
             f"{len(references)}"
         )
     for index, captions in enumerate(references):
+        if isinstance(captions, str):
+            raise TypeError(f"references: expected a sequence of captions for each image, got str of {index}")
         if not captions:
             raise ValueError(f"references: expected at least one caption of each image, got none of {index}")
     said = {i: [" ".join(tokenize(caption))] for i, caption in enumerate(predictions)}

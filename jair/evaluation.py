@@ -190,10 +190,15 @@ def submission(metric: str, predictions: Sequence[Prediction]) -> list[dict[str,
         "label"    SNLI-VE         {"pairID": str, "prediction": str}
         "caption"  COCO captions   {"image_id": int, "caption": str}
 
-    SNLI-VE has no server; its keys are our decision. An ID that is no number stays a string.
+    SNLI-VE has no server; its keys are our decision. An ID that is not written as a number is, as "007",
+    stays a string.
     """
     key, value, number = _SUBMISSIONS[metric]
-    return [{key: int(p.id) if number and p.id.isdecimal() else p.id, value: p.text} for p in predictions]
+    return [{key: _number(p.id) if number else p.id, value: p.text} for p in predictions]
+
+
+def _number(name: str) -> int | str:
+    return int(name) if name.isdecimal() and str(int(name)) == name else name
 
 
 def write_submission(path: Path, metric: str, predictions: Sequence[Prediction]) -> None:

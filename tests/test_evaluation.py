@@ -163,6 +163,12 @@ def test_files_of_answers(tmp_path: Path, metric: str, written: list[dict[str, A
     assert path.stat().st_mode & 0o777 == (tmp_path / "new").stat().st_mode & 0o666
 
 
+def test_an_id_is_a_number_only_if_it_is_written_as_one() -> None:
+    ids = ["0", "00", "007", "12", "\u0663", "-1", "1.0"]
+    listed = submission("vqa", [Prediction(name, "x", "", 0.0) for name in ids])
+    assert [entry["question_id"] for entry in listed] == [0, "00", "007", 12, "\u0663", "-1", "1.0"]
+
+
 def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
     from jair._files import replacing
 

@@ -24,7 +24,6 @@ from jair import JAIR, JAIRConfig
 from jair.commands import app
 from jair.training import checkpoint
 from jair.training.parameters import freeze
-from jair.training.plan import TrainPlan, read_settings
 
 STEPS = (
     "--steps",
@@ -254,81 +253,11 @@ def test_two_processes_are_one(strategy: str, frozen: tuple[str, ...], tmp_path:
     assert [record["step"] for record in records(two) if "loss" in record] == [1, 2, 3, 4]
 
 
-def plan(**changes: object) -> TrainPlan:
-    return TrainPlan(**{"model": JAIRConfig.preset("tiny", **SMALL), "sources": ("scenes",), **changes})  # type: ignore[arg-type]
-
-
-def test_learning_rate() -> None:
-    made = plan(lr=2.0, warmup_steps=4, steps=12)
-    assert [made.lr_at(step) for step in (1, 2, 4)] == [0.5, 1.0, 2.0]
-    # Nine steps of the cosine: step 13 would be 0.
-    assert made.lr_at(8) == pytest.approx(1 + torch.cos(torch.tensor(torch.pi * 4 / 9)).item())
-    assert 0 < made.lr_at(12) < 0.1
-    flat = plan(warmup_steps=4, lr=2.0, steps=12, schedule="constant")
-    assert [flat.lr_at(step) for step in (1, 4, 5, 12)] == [0.5, 2.0, 2.0, 2.0]
-    assert plan(warmup_steps=0, lr=1.0, steps=4).lr_at(1) == pytest.approx(0.5 + 0.5 * 0.8090169943749475)
-
-
-def test_a_plan_survives_json() -> None:
-    made = plan(ema=0.9, val=("scenes",), freeze=("embedding",))
-    assert TrainPlan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"steps": 0}, "steps: expected an int >= 1, got 0"),
-        ({"sources": ()}, "sources: expected at least one, got none"),
-        (
-            {"sources": ("scenes", "scenes,task=questions")},
-            "sources: expected different ones, got scenes/questions",
-        ),
-        ({"sources": ("pictures",)}, "source: expected 'scenes' or .*, got 'pictures'"),
-        ({"lr": 0.0}, "lr: expected a finite number > 0, got 0"),
-        ({"ema": 1.0}, "ema: expected a number >= 0 and < 1, got 1"),
-        ({"ema": 0.5, "strategy": "fsdp"}, "ema: expected 0 with strategy 'fsdp', got 0.5"),
-        ({"clip": -1.0}, "clip: expected a number >= 0, got -1"),
-        ({"schedule": "best"}, "schedule: expected 'cosine' or 'constant', got 'best'"),
-        ({"strategy": "best"}, "strategy: expected 'ddp' or 'fsdp', got 'best'"),
-    ],
-)
-def test_plans_that_do_not_fit(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plan(**changes)
-
-
-def test_settings_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text('{"steps": 7, "sources": "scenes", "freeze": ["embedding", "decoder"], "preset": "base"}')
-    assert read_settings(path) == {
-        "steps": 7,
-        "sources": ["scenes"],
-        "val": [],
-        "freeze": ["embedding", "decoder"],
-        "preset": "base",
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "plan.json: expected JSON, got "),
-        ("[1]", "plan.json: expected a JSON object, got list"),
-        ('{"step": 7}', "plan.json: expected fields among .*, steps, .*, got step"),
-        ('{"freeze": 5}', "plan.json: expected freeze to be a list of strings, got 5"),
-        ('{"val": ["scenes", 1]}', r"plan.json: expected val to be a list of strings, got \['scenes', 1\]"),
-    ],
-)
-def test_bad_settings_in_a_file(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_settings(tmp_path / "plan.json")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sampler", "best"), "jair: rule: expected 'difficulty' or"),
+        (("--sampler", "best"), "jair: sampler: expected 'difficulty' or"),
+        (("--seed", "-1"), "jair: seed: expected an int >= 0, got -1"),
         (("--config", "absent.json"), "jair: [Errno 2] No such file or directory: 'absent.json'"),
         (("--source", "gqa:absent"), "jair: "),
     ],

@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
     "num_layers": 1,
     "decoder_layers": 1,
 }
-SOURCES = ("scenes", "scenes,task=count", "scenes,task=caption,weight=0.5")
+SOURCES = ("scenes", "scenes,task=count", "scenes,task=caption")
 
 
 def arguments(out: Path, *options: str, **changes: Any) -> list[str]:

@@ -17,7 +17,7 @@ from jair.data.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenize
 from jair.encoders import optional_import
 from jair.training import checkpoint
 from jair.training.parallel import Workers
-from jair.training.plan import LISTS, TrainPlan, read_settings
+from jair.training.plan import LISTS, TrainPlan, check_fields, read_settings
 from jair.training.signals import Stopped
 
 TOKENIZER_EXAMPLES = 5_000  # of each source, from which the tokenizer "data" is made
@@ -102,6 +102,7 @@ def _run(
     from jair.commands import parse_changes
     from jair.training.loop import Trainer
 
+    check_fields(settings)  # before anything is opened with them
     console = Console(stderr=True, quiet=not workers.first)
     of_model = {**settings.pop("model", {}), **parse_changes(changes)}
     preset = preset or settings.pop("preset", "tiny")
@@ -114,7 +115,7 @@ def _run(
         of_model = {**json.loads((start / "config.json").read_text()), **of_model}
         settings.setdefault("tokenizer", "init")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
-    sources, val = ([SourceSpec.parse(text) for text in settings[name]] for name in ("sources", "val"))
+    sources, val = (SourceSpec.parse_all(settings[name]) for name in ("sources", "val"))
     opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in sources]
     held = [open_source(spec, "val", image_size=image_size) for spec in val]
     chosen = settings.get("tokenizer", "bytes")

@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jair._checks import whole_numbers
+from jair._sampling_rules import RULES
 from jair.config import JAIRConfig
 from jair.data.sources import SourceSpec
 from jair_kernels import _checks as check
 
 STRATEGIES = ("ddp", "fsdp")
 SCHEDULES = ("cosine", "constant")
+SAMPLERS = tuple(rule for rule in RULES if rule != "doremi")
 LISTS = ("sources", "val", "freeze")  # fields that are tuples of str
 
 
@@ -28,7 +30,7 @@ class TrainPlan:
     `SourceSpec.parse` reads them; of val the split "val" is measured. steps: optimizer steps. batch_size:
     examples of a step over all processes. lr: the highest learning rate, reached after warmup_steps.
     schedule: "cosine" brings it down to 0 from there, "constant" keeps it, for a stage that others follow.
-    sampler, temperature, epsilon: of AdaptiveSampler.
+    sampler, temperature, epsilon: of AdaptiveSampler; "temperature" alone minds the weight of a source.
     freeze: modules that stay as they start, by their names in JAIR, as "image_encoder".
     accumulate: parts in which a process takes its share of a batch. clip: of the gradient's norm; 0 = none.
     ema: decay of a moving average of the weights, which is then validated and a checkpoint's model; 0 = none.
@@ -68,23 +70,21 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError, "<field>: expected ..., got ..."."""
-        names = ("steps", "batch_size", "accumulate", "checkpoint_every", "keep", "val_every", "val_examples")
-        whole_numbers(**{name: getattr(self, name) for name in names}, most_bad=self.most_bad)
+        check_fields(vars(self))
+        if not isinstance(self.model, JAIRConfig):
+            raise TypeError(f"model: expected a JAIRConfig, got {type(self.model).__name__}")
         if not self.sources:
             raise ValueError("sources: expected at least one, got none")
         for field in ("sources", "val"):
-            names_of = [SourceSpec.parse(text).name for text in getattr(self, field)]
+            names_of = [spec.name for spec in SourceSpec.parse_all(getattr(self, field))]
             if len(set(names_of)) < len(names_of):
                 raise ValueError(f"{field}: expected different ones, got {', '.join(names_of)}")
-        check.positive("lr", self.lr)
-        for name in ("warmup_steps", "weight_decay", "clip", "ema"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-            if not 0 <= value < (1 if name == "ema" else math.inf):
-                raise ValueError(f"{name}: expected a number >= 0{' and < 1' * (name == 'ema')}, got {value}")
-        check.choice("strategy", self.strategy, STRATEGIES)
-        check.choice("schedule", self.schedule, SCHEDULES)
+        weighted = [text for text in self.sources if SourceSpec.parse(text).weight != 1]
+        if weighted and self.sampler != "temperature":
+            raise ValueError(
+                "sources: expected a weight of 1 with every sampler but 'temperature', got "
+                f"{weighted[0]!r} with {self.sampler!r}"
+            )
         if self.strategy == "fsdp" and self.ema:
             raise ValueError(f"ema: expected 0 with strategy 'fsdp', got {self.ema}")
 
@@ -111,6 +111,76 @@ class TrainPlan:
         return cls(**{**values, **lists, "model": model})
 
 
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Of settings by the names of TrainPlan's fields, those that are here, each on its own.
+
+    Raises:
+        TypeError, ValueError: one of a wrong type or out of range, "<field>: expected ..., got ...".
+    """
+    for name, value in values.items():
+        if name in _CHECKS:
+            _CHECKS[name](name, value)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int >= {least}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected an int >= {least}, got {value}")
+    if value >= 2**63:
+        raise ValueError(f"{name}: expected an int >= {least} and < 2**63, got {value}")
+
+
+def _number(name: str, value: object, bound: str = "") -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    fits = {"": value < math.inf, " and < 1": value < 1, " and <= 1": value <= 1}[bound]
+    if not (value >= 0 and fits):
+        raise ValueError(f"{name}: expected a number >= 0{bound}, got {value}")
+
+
+def _text(name: str, value: object) -> None:
+    if not isinstance(value, str) and not (name == "init" and value is None):
+        raise TypeError(f"{name}: expected a str, got {value!r}")
+
+
+def _texts(name: str, value: object) -> None:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(text, str) for text in value):
+        raise TypeError(f"{name}: expected a list of strings, got {value!r}")
+
+
+def _sampler(name: str, value: object) -> None:
+    if value == "doremi":
+        raise ValueError(f"{name}: expected a rule that needs no reference model, got 'doremi'")
+    check.choice(name, value, SAMPLERS)
+
+
+_COUNTS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "checkpoint_every",
+    "keep",
+    "val_every",
+    "val_examples",
+    "most_bad",
+)
+_CHECKS: dict[str, Callable[[str, object], None]] = {
+    **dict.fromkeys(_COUNTS, partial(_whole, least=1)),
+    **dict.fromkeys(("seed", "warmup_steps"), partial(_whole, least=0)),
+    **dict.fromkeys(("lr", "temperature"), check.positive),
+    **dict.fromkeys(("weight_decay", "clip"), _number),
+    "ema": partial(_number, bound=" and < 1"),
+    "epsilon": partial(_number, bound=" and <= 1"),
+    **dict.fromkeys(("bf16", "compile", "augment", "strict"), check.flag),
+    "strategy": partial(check.choice, options=STRATEGIES),
+    "schedule": partial(check.choice, options=SCHEDULES),
+    "sampler": _sampler,
+    **dict.fromkeys(("init", "tokenizer"), _text),
+    **dict.fromkeys(LISTS, _texts),
+}
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """A configuration file in JSON: fields of TrainPlan, "model" with those of JAIRConfig, "preset".
 
@@ -118,7 +188,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read. ValueError: it is no JSON object, or has fields that are unknown, or one
-            that has to be a list of strings and is not, by name.
+            that has to be a list of strings and is not, by name. TypeError: "model" is no object.
     """
     try:
         values = json.loads(path.read_text())
@@ -137,4 +207,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         values[name] = [given] if isinstance(given, str) else given
         if not isinstance(values[name], list) or not all(isinstance(text, str) for text in values[name]):
             raise ValueError(f"{path}: expected {name} to be a list of strings, got {given!r}")
+    if not isinstance(values.get("model", {}), dict):
+        raise TypeError(f"model: expected an object with fields of JAIRConfig, got {values['model']!r}")
     return values

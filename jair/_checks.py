@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch._subclasses.fake_tensor import is_fake
 
@@ -15,6 +17,14 @@ def whole_numbers(**values: object) -> None:
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
         if value < 1:
             raise ValueError(f"{name}: expected an int >= 1, got {value}")
+
+
+def finite(name: str, value: object) -> None:
+    """A number of either sign that is neither infinite nor NaN."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
 
 
 def tokens(x: torch.Tensor, weight: torch.Tensor, channels_first: bool = False) -> torch.Tensor:

@@ -129,7 +129,7 @@ def beam_search(
     lengths = torch.zeros(batch * beams, device=device)
     for _ in range(steps):
         log_p = next_word.logits(words).log_softmax(dim=-1)
-        only_pad = torch.full_like(log_p[0], float("-inf"))
+        only_pad = log_p.new_full(log_p.shape[1:], float("-inf"))
         only_pad[pad] = 0
         log_p = torch.where(done.unsqueeze(1), only_pad, log_p)
         total = scores.unsqueeze(2) + log_p.unflatten(0, (batch, beams))

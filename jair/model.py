@@ -17,7 +17,7 @@ from torch import nn
 
 from jair import generation
 from jair._checks import device as check_device
-from jair._checks import whole_numbers
+from jair._checks import finite, whole_numbers
 from jair._checks import words as check_words
 from jair._parameters import reset
 from jair._saved import read_config, read_weights
@@ -97,15 +97,16 @@ class JAIR(nn.Module):
         """Logits of every word of an answer, given those before it.
 
         Args:
-            pixel_values: [B,3,S,S], S = image_size. input_ids: int64 [B,L], L up to max_text_length.
+            pixel_values: [B,3,S,S], S = image_size. input_ids: int64 or int32 [B,L], L up to max_text_length.
             attention_mask: [B,L], nonzero = keep; padding may stand on either side and has no effect. None:
                 what is not pad_token_id.
-            decoder_input_ids: int64 [B,T], T up to max_target_length; None = the labels, shifted right.
-            labels: int64 [B,T]; -100 is ignored.
+            decoder_input_ids: so too, [B,T], T up to max_target_length; None = the labels, shifted right.
+            labels: as those; -100 is ignored.
 
         Raises:
             TypeError: a wrong type or dtype. ValueError: a wrong shape, or neither words nor labels.
         """
+        given = decoder_input_ids
         if decoder_input_ids is None:
             if labels is None:
                 raise ValueError("decoder_input_ids: expected them or labels, got neither")
@@ -114,6 +115,10 @@ class JAIR(nn.Module):
         longest, words = self.config.max_target_length, self.config.vocab_size
         check_words("decoder_input_ids", decoder_input_ids, longest, words)
         tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
+        if len(decoder_input_ids) != len(tokens):
+            name = "labels" if given is None else "decoder_input_ids"
+            got = len(decoder_input_ids)
+            raise ValueError(f"{name}: expected a batch of {len(tokens)} like input_ids, got {got}")
         logits = self.lm_head(self.decoder(self.embed(decoder_input_ids), tokens, mask))
         if labels is None:
             return JAIROutput(None, logits)
@@ -124,7 +129,7 @@ class JAIR(nn.Module):
             )
         check_words("labels", labels, longest, words, IGNORED)
         total = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, 1).float(), labels.flatten().long(), ignore_index=IGNORED, reduction="sum"
         )
         return JAIROutput(total / (labels != IGNORED).sum().clamp(min=1), logits)
 
@@ -208,11 +213,12 @@ class JAIR(nn.Module):
         max_new_tokens = generation.longest_answer(max_new_tokens, self.config.max_target_length)
         whole_numbers(num_beams=num_beams)
         check.flag("do_sample", do_sample)
+        check.flag("use_cache", use_cache)
+        finite("length_penalty", length_penalty)
         if do_sample and num_beams > 1:
             raise ValueError(f"num_beams: expected 1 with do_sample, got {num_beams}")
-        choose: generation.Choice = generation.choose_greedily
-        if do_sample:
-            choose = generation.sampler(temperature, top_k, top_p, generator)
+        draw = generation.sampler(temperature, top_k, top_p, generator)
+        choose = draw if do_sample else generation.choose_greedily
         tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
         words = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id)
         next_word = generation.NextWord(

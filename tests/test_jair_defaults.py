@@ -1,4 +1,4 @@
-"""What `generate` does where nothing is said, and pixels of another dtype than the weights."""
+"""What `generate` does where nothing is said; other dtypes, empty batches, options out of range."""
 
 from __future__ import annotations
 
@@ -62,3 +62,52 @@ def test_autocast_takes_any_pixels_but_float64() -> None:
         model.encode(pixels.bfloat16(), words)
         with pytest.raises(TypeError, match=r"pixel_values: expected dtype float32 like .*, got float64"):
             model.encode(pixels, words)
+
+
+def test_words_may_be_int32() -> None:
+    model, (pixels, words, labels) = small(), batch()
+    labels[0, 2:] = -100
+    want, got = (model(pixels, w, labels=y) for w, y in ((words, labels), (words.int(), labels.int())))
+    assert torch.equal(got.loss, want.loss)
+    assert torch.equal(got.logits, want.logits)
+    given = model(pixels, words.int(), decoder_input_ids=model.shift_right(labels).int(), labels=labels.int())
+    assert torch.equal(given.loss, want.loss)
+    assert torch.equal(model.generate(pixels, words.int()), model.generate(pixels, words))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"num_beams": 3, "use_cache": False}, {"do_sample": True}]
+)
+def test_no_samples_have_no_answers(options: dict[str, bool]) -> None:
+    pixels, words, _ = batch(2)
+    answers = small().generate(pixels[:0], words[:0], **options)  # type: ignore[arg-type]
+    assert answers.shape[0] == 0
+    assert answers.dtype == torch.int64
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize(
+    ("option", "value", "error", "message"),
+    [
+        ("length_penalty", float("nan"), ValueError, "expected a finite number, got nan"),
+        ("length_penalty", "x", TypeError, "expected a number, got str"),
+        ("temperature", 0.0, ValueError, "expected a finite number > 0, got 0.0"),
+        ("top_k", 0, ValueError, "expected an int >= 1, got 0"),
+        ("top_p", 1.5, ValueError, "expected at most 1, got 1.5"),
+        ("use_cache", "no", TypeError, "expected a bool, got str"),
+    ],
+)
+def test_options_are_checked_also_where_they_are_not_used(
+    beams: int, option: str, value: object, error: type[Exception], message: str
+) -> None:
+    pixels, words, _ = batch(1)
+    with pytest.raises(error, match=f"^{option}: {message}$"):
+        small().generate(pixels, words, num_beams=beams, **{option: value})  # type: ignore[arg-type]
+
+
+def test_labels_of_another_batch_are_named() -> None:
+    model, (pixels, words, labels) = small(), batch()
+    with pytest.raises(ValueError, match=r"^labels: expected a batch of 3 like input_ids, got 2$"):
+        model(pixels, words, labels=labels[:2])
+    with pytest.raises(ValueError, match=r"^decoder_input_ids: expected a batch of 3 like input_ids, got 2$"):
+        model(pixels, words, decoder_input_ids=labels[:2])

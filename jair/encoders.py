@@ -66,7 +66,14 @@ def with_settings(config: JAIRConfig) -> JAIRConfig:
 
 
 def _settings_of(argument: str, checkpoint: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    settings = optional_import("transformers").AutoConfig.from_pretrained(checkpoint)
+    load = optional_import("transformers").AutoConfig.from_pretrained
+    try:
+        settings = load(checkpoint)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{argument}: expected a checkpoint, folder or hub name, got {checkpoint!r} ({reason})"
+        ) from error
     if settings.model_type not in kinds:
         raise ValueError(
             f"{argument}: expected a checkpoint of {' or '.join(kinds)}, got one of {settings.model_type}"

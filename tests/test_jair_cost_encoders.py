@@ -94,3 +94,14 @@ def test_a_t5_of_another_width_is_refused() -> None:
     error = CliRunner().invoke(app, ["cost", "--preset", "tiny", "--no-memory", *words]).exception
     message = "text_encoder: expected a checkpoint with d_model = 128 like the model, got 32"
     assert (type(error), str(error)) == (ValueError, message)
+
+
+@pytest.mark.parametrize("name", ["image_encoder", "text_encoder"])
+def test_what_is_no_checkpoint_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{broken")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        words = ["describe", "--preset", "tiny", *changes(**{name: str(folder)})]
+        error = CliRunner().invoke(app, words).exception
+        assert isinstance(error, ValueError)
+        assert str(error).startswith(f"{name}: expected a checkpoint, folder or hub name, got '{folder}' (")
+        assert "\n" not in str(error)

@@ -23,7 +23,7 @@ from jair.training.finite import RunningStatistics, broken
 from jair.training.logs import Logs
 from jair.training.parallel import Workers
 from jair.training.parameters import freeze, groups, start_from
-from jair.training.plan import TrainPlan
+from jair.training.plan import TrainPlan, changes
 from jair.training.signals import Signals, Stopped
 from jair.training.state import load_tensors, part, tensors_of
 from jair.training.validation import Validation
@@ -267,14 +267,14 @@ class Trainer:
         """Continue from a checkpoint.
 
         Raises:
-            ValueError: it is that of another plan, by field, or of another number of processes.
+            ValueError: it is that of another plan, by field with both values, or of another number of
+                processes.
         """
         tensors, state = checkpoint.read(folder)
-        ours = self.plan.to_dict()
-        free = ("steps", "checkpoint_every", "keep", "val_every", "val_examples", "val")
-        changed = [name for name in ours if name not in free and ours[name] != state["plan"].get(name)]
-        if changed:
-            raise ValueError(f"--resume: expected the settings of {folder}, got another {', '.join(changed)}")
+        if changed := changes(state["plan"], self.plan.to_dict()):
+            was = ", ".join(f"{name} = {old!r}" for name, (old, _) in changed.items())
+            got = ", ".join(repr(new) for _, new in changed.values())
+            raise ValueError(f"--resume: expected {was} as in {folder}, got {got}")
         if len(state["batches"]) != self.workers.count:
             count = len(state["batches"])
             raise ValueError(f"--resume: expected {count} processes as in {folder}, got {self.workers.count}")

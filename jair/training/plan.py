@@ -111,6 +111,18 @@ class TrainPlan:
         return cls(**{**values, **lists, "model": model})
 
 
+FREE = ("steps", "checkpoint_every", "keep", "val_every", "val_examples", "val")  # for a run that goes on
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Fields of `TrainPlan.to_dict` that are not `FREE` and differ, those of the model as "model.NAME"."""
+    before, after = (
+        {**plan, **{f"model.{name}": value for name, value in plan["model"].items()}} for plan in (old, new)
+    )
+    names = [name for name in after if name not in ("model", *FREE)]
+    return {name: (before.get(name), after[name]) for name in names if before.get(name) != after[name]}
+
+
 def check_fields(values: Mapping[str, Any]) -> None:
     """Of settings by the names of TrainPlan's fields, those that are here, each on its own.
 

@@ -33,7 +33,7 @@ def write(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Add a checkpoint and remove the oldest but `keep`.
+    """Add a checkpoint and remove what is older than the newest `keep` whole ones, this one among them.
 
     Raises:
         OSError: it could not be written, and nothing of it is left.
@@ -57,17 +57,38 @@ def write(
             shutil.rmtree(place)
         temporary.rename(place)
         _flush(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, optional_import("safetensors").SafetensorError):  # what it makes of a full disk
+            raise OSError(f"{place}: could not be written: {error}") from error
         raise
-    for old in _folders(out)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    kept = 1
+    for old in _folders(out):
+        if old == place:
+            continue
+        if kept >= keep:
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            kept += is_whole(old)
     return place
 
 
 def newest(out: Path) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
     return next((folder for folder in _folders(out) if is_whole(folder)), None)
+
+
+def to_resume(out: Path) -> Path | None:
+    """As `newest`.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole: a run that started again would replace its log.
+    """
+    found = newest(out)
+    if found is None and (damaged := _folders(out)):
+        got = f"damaged ones alone, the newest {damaged[0].name}"
+        raise ValueError(f"--resume: expected a whole checkpoint in {out}, got {got}")
+    return found
 
 
 def is_whole(folder: Path) -> bool:

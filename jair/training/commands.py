@@ -81,7 +81,7 @@ def train(
     try:
         if not resume and workers.first and out.exists() and any(out.iterdir()):
             raise ValueError(f"{out}: expected an empty or new folder, or --resume, got one with files")
-        found = checkpoint.newest(out) if resume else None
+        found = checkpoint.to_resume(out) if resume else None
         workers.wait()  # or the first would already write
         _run(out, settings, preset, changes, found, workers)
     finally:
@@ -126,6 +126,12 @@ def _run(
     if model.vocab_size < len(words):
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
+        )
+    if chosen == "bytes" and model.vocab_size != len(
+        words
+    ):  # no other size can be read back without a tokenizer
+        raise ValueError(
+            f"vocab_size: expected {len(words)} with the tokenizer 'bytes', got {model.vocab_size}"
         )
     plan = TrainPlan.from_dict({**settings, "model": model.to_dict()})
     console.print_json(json.dumps(plan.to_dict()))

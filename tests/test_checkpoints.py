@@ -55,9 +55,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    ("keep", "left"), [(1, [600]), (2, [500, 600, 1000]), (3, [400, 500, 600, 1000])], ids="keep {}".format
-)
+@pytest.mark.parametrize(("keep", "left"), [(1, [600]), (2, [500, 600, 1000]), (3, [400, 500, 600, 1000])])
 def test_damaged_checkpoints_do_not_count(keep: int, left: list[int], tmp_path: Path) -> None:
     for step in (300, 400, 500, 1000):
         add(tmp_path, step, keep=9)

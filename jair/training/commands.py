@@ -127,9 +127,8 @@ def _run(
         raise ValueError(
             f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
         )
-    if chosen == "bytes" and model.vocab_size != len(
-        words
-    ):  # no other size can be read back without a tokenizer
+    if chosen == "bytes" and model.vocab_size != len(words):
+        # Bytes are not saved: of another size nobody could tell what the model's tokenizer is.
         raise ValueError(
             f"vocab_size: expected {len(words)} with the tokenizer 'bytes', got {model.vocab_size}"
         )

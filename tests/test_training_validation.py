@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="the extra 'train' is not installed")
 pytest.importorskip("typer", reason="the extra 'train' is not installed")
 pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 pytest.importorskip("tensorboard", reason="the extra 'train' is not installed")
+from PIL import Image
 from training_runs import arguments, records
 from typer.testing import CliRunner
 
@@ -94,3 +95,23 @@ def test_a_source_that_cannot_be_read_is_named_before_the_first_step() -> None:
     with pytest.raises(ValueError, match=message):
         Validation([numbers(5), numbers(0, bad=4)], None, examples=3, **settings)  # type: ignore[arg-type]
     Validation([numbers(1, bad=4)], None, examples=5, **settings)  # type: ignore[arg-type]
+
+
+def test_folders_of_one_kind_are_told_apart(tmp_path: Path) -> None:
+    words = []
+    for folder in ("cc3m", "cc12m"):
+        for split in ("train", "val"):
+            photo = tmp_path / folder / split / "000000000.jpg"
+            photo.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32)).save(photo)
+            (tmp_path / folder / f"{split}.tsv").write_text("a dog\thttp://a\n")
+        words += ["--source", f"cc:{tmp_path / folder}", "--val", f"cc:{tmp_path / folder}"]
+    out = tmp_path / "run"
+    made = CliRunner().invoke(app, arguments(out, *words, "--steps", "1"))
+    assert made.exit_code == 0, made.output
+    step, validation = records(out)
+    assert (
+        list(step["probabilities"])
+        == list(validation["val_losses"])
+        == ["cc/caption:cc3m", "cc/caption:cc12m"]
+    )

@@ -10,7 +10,7 @@ import glob
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ from jair.data.examples import Example
 from jair.data.images import decode_image
 from jair.data.records import field
 from jair.data.sources import BadExample, Skipped, SourceSpec
+from jair.encoders import optional_import
 
 PICTURES = (
     "jpg",
@@ -34,7 +35,6 @@ PICTURES = (
     "tiff",
 )  # files of a sample, the first one counts
 POOL = 64  # captions met last, from which false ones are taken
-_KEY_AND_KIND = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
 
 
@@ -123,23 +123,26 @@ class ShardSource:
         return None
 
     def _samples(self, path: Path) -> Iterator[dict[str, Any]]:
-        """The members of a shard, grouped by key as webdataset does, as long as it can be read."""
-        sample: dict[str, Any] = {}
+        """The members of a shard, grouped by key, as long as it can be read."""
+        readers = optional_import("webdataset.tariterators", "train")
+        yield from readers.group_by_keys(self._distinct(path, readers.base_plus_ext))
+
+    def _distinct(
+        self, path: Path, split: Callable[[str], tuple[str | None, str]]
+    ) -> Iterator[dict[str, Any]]:
+        """The members without those whose sample has another of the same kind, which grouping refuses."""
+        of, kinds = "", set[str]()
         for name, data in self._members(path):
-            found = _KEY_AND_KIND.match(name)
-            if found is None:
+            key, kind = split(name)
+            if key is None:
                 continue
-            key, kind = found[1], found[2].lower()
-            if sample and key != sample["__key__"]:
-                yield sample
-                sample = {}
-            sample = sample or {"__key__": key, "__url__": str(path)}
-            if kind in sample:
+            if key != of:
+                of, kinds = key, set()
+            if kind.lower() in kinds:
                 self._skip(BadExample("duplicate file", f"{path}/{name}"))
-            else:
-                sample[kind] = data
-        if sample:
-            yield sample
+                continue
+            kinds.add(kind.lower())
+            yield {"fname": name, "data": data, "__url__": str(path)}
 
     def _members(self, path: Path) -> Iterator[tuple[str, bytes]]:
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +39,29 @@ def take_saved(ctx: Any) -> tuple[Any, ...]:
     if not torch.compiler.is_compiling():
         ctx.maybe_clear_saved_tensors()
     return saved
+
+
+class _Read:
+    """A context whose saved tensors have been read: a checkpoint computes them for one reading."""
+
+    def __init__(self, ctx: Any, saved: tuple[Any, ...]) -> None:
+        self._ctx, self.saved_tensors = ctx, saved
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def maybe_clear_saved_tensors(self) -> None:
+        """They are still needed, to refuse a second derivative."""
+
+
+def without_autocast(tensors: Iterable[object]) -> AbstractContextManager[Any]:
+    """An op chooses the dtype of its products when it is called. Autocast would choose once more, and may be
+    on around the backward alone.
+    """
+    device = next((t.device.type for t in tensors if isinstance(t, torch.Tensor)), "meta")
+    if device == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -87,10 +111,12 @@ def differentiable_once(op: str) -> Callable[[Callable[..., Gradients]], Callabl
         @functools.wraps(backward)
         def once(ctx: Any, *dy: torch.Tensor | None) -> Gradients:
             if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-                return backward(ctx, *dy)
-            sources = [t for t in (*dy, *ctx.saved_tensors) if t is not None]
-            with torch.no_grad():
-                grads = backward(ctx, *dy)
+                with without_autocast(dy):
+                    return backward(ctx, *dy)
+            saved = ctx.saved_tensors
+            sources = [t for t in (*dy, *saved) if t is not None]
+            with torch.no_grad(), without_autocast(dy):
+                grads = backward(_Read(ctx, saved), *dy)
             present = [grad for grad in grads if grad is not None]
             refused = iter(refuse.apply(op, len(present), *present, *sources))
             return tuple(None if grad is None else next(refused) for grad in grads)
@@ -133,6 +159,10 @@ class Differentiable:
         self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 
     def __call__(self, *args: Any) -> Any:
+        with without_autocast(args):
+            return self._call(*args)
+
+    def _call(self, *args: Any) -> Any:
         if torch.compiler.is_compiling():
             if _differentiating() or forward_ad._current_level >= 0:  # Dynamo would lose the derivative
                 raise NotImplementedError(

@@ -3,11 +3,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(jair_kernels, m) {
+  // A backward's y or o is the forward's result; kernels that sum what it stands for themselves do without.
   m.def(
       "token_pool_forward(Tensor x, Tensor scores, Tensor? mask, bool sigmoid, bool mean)"
       " -> (Tensor y, Tensor lse)");
   m.def(
-      "token_pool_backward(Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor y, Tensor lse,"
+      "token_pool_backward(Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor? y, Tensor lse,"
       " bool sigmoid, bool mean) -> (Tensor dx, Tensor dscores)");
 
   m.def(
@@ -15,7 +16,7 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " Tensor? norm_bias, Tensor? mask, float eps, bool tanh) -> (Tensor y, Tensor lse, Tensor stats)");
   m.def(
       "tokenlearner_backward(Tensor dy, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
-      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor y, Tensor lse, Tensor stats, bool tanh)"
+      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? y, Tensor lse, Tensor stats, bool tanh)"
       " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 
@@ -35,7 +36,7 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       "cross_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, float scale)"
       " -> (Tensor o, Tensor stats)");
   m.def(
-      "cross_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, Tensor o,"
+      "cross_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, Tensor? o,"
       " Tensor stats, float scale, bool packed) -> (Tensor dq, Tensor dkv)");
 
   // Pooling with scores x queries^T, over LN(x) without scale and shift if `norm`: absorbed latent resampling.

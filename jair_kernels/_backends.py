@@ -30,12 +30,17 @@ def _always(*inputs: object) -> str | None:
 @dataclass(frozen=True)
 class Kernel:
     """One op on one backend: what runs (it returns a tensor or several), and a further limit on its inputs
-    (None = they fit).
+    (None = they fit). `reads_result`: the backward takes the forward's first result, which so must be kept.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     unfit: Callable[..., str | None] = _always
+    reads_result: bool = False
+
+    def kept(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of the forward's results those that the backward reads; None in place of the first it does not."""
+        return results if self.reads_result else (None, *results[1:])
 
 
 @dataclass(frozen=True)

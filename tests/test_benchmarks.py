@@ -73,18 +73,18 @@ def test_counts_of_a_row(op: str, dtype: str, direction: str, flops: int, moved:
     assert contestants.counts(Group(op, VIT, dtype, direction)) == {"flops": flops, "bytes": moved}
 
 
-def test_tokenlearner_saves_y_and_statistics_only() -> None:
-    y, lse, statistics = 16 * 8 * 768 * 4, 16 * 8 * 4, 16 * 196 * 2 * 4
-    assert learner_cost.saved_bytes(16, 196, 768, 8, 4) == y + lse + statistics == 418_816 <= 450_000
+def test_tokenlearner_saves_statistics_only() -> None:
+    lse, statistics = 16 * 8 * 4, 16 * 196 * 2 * 4
+    assert learner_cost.saved_bytes(16, 196, 8, 4) == lse + statistics == 25_600
 
 
 @pytest.mark.parametrize(
     ("op", "backend", "dtype", "expected"),
     [
-        ("fused_tokenlearner", "cpu", "fp32", 418_816),
-        ("fused_tokenlearner", "cpu", "bf16", 222_208),
+        ("fused_tokenlearner", "cpu", "fp32", 25_600),
+        ("fused_tokenlearner", "cpu", "bf16", 25_600),
         ("fused_tokenlearner", "eager", "fp32", 11_364_864),
-        ("fused_token_pool", "cpu", "fp32", 393_728),
+        ("fused_token_pool", "cpu", "fp32", 512),
         ("fused_token_pool", "eager", "fp32", 100_352),
         ("fused_tokenfuser", "cpu", "fp32", 25_088),
         ("fused_tokenfuser", "eager", "fp32", 11_364_864),

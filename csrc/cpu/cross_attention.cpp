@@ -31,6 +31,8 @@ CrossAttentionParams make_params(const Tensor& q, const Tensor& k, const Tensor&
   CrossAttentionParams p{};
   p.batch = q.size(0), p.queries = q.size(1), p.heads = q.size(2), p.width = q.size(3);
   p.keys = k.size(1), p.kv_heads = k.size(2);
+  check_not_empty({p.queries, p.heads, p.width}, "q");
+  check_not_empty({p.keys, p.kv_heads}, "k");
   check_shape(k, {p.batch, p.keys, p.kv_heads, p.width}, "k");
   check_shape(v, {p.batch, p.keys, p.kv_heads, p.width}, "v");
   check_shape(mask, {p.batch, p.keys}, "mask");
@@ -72,7 +74,7 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, OptionalTensor 
 }
 
 std::tuple<Tensor, Tensor> backward(Tensor dout, Tensor q, Tensor k, Tensor v, OptionalTensor mask,
-                                    OptionalTensor range, Tensor o, Tensor stats, double scale, bool packed) {
+                                    OptionalTensor range, OptionalTensor, Tensor stats, double scale, bool packed) {
   const Tensor dense_q = with_dense_rows(q), dense_k = with_dense_rows(k), dense_v = with_dense_rows(v);
   const Tensor dense_dout = with_dense_rows(dout), dense_stats = torch::stable::contiguous(stats);
   const Plan plan(k.size(0) * k.size(2), k.size(1), thread_count(), kGrain);
@@ -80,7 +82,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dout, Tensor q, Tensor k, Tensor v, O
   const ScalarType dtype = q.scalar_type();
   check_shape(dout, {p.batch, p.queries, p.heads, p.width}, "dout");
   check_dtype(dout, dtype, "dout");
-  check_shape(stats, {p.batch, p.heads, p.queries, 2}, "stats");
+  check_kept(stats, {p.batch, p.heads, p.queries, 2}, q, "stats");
   STD_TORCH_CHECK(!packed || (p.queries == p.keys && p.heads == p.kv_heads), "packed: q and k differ in shape");
   p.dout = heads_of(dense_dout), p.stats = dense_stats.data_ptr();
   Tensor dq = packed ? empty(q, {p.batch, p.keys, 3, p.heads, p.width}, dtype)

@@ -31,6 +31,14 @@ inline void zero(C* p, int64_t count) {
   std::memset(p, 0, count * sizeof(C));
 }
 
+// Gradients of masked tokens: weights of 0 times an output's gradient that is not finite are not 0.
+template <typename T>
+inline void zero_masked_rows(T* rows, int64_t width, int64_t count, const uint8_t* mask, int64_t stride) {
+  for (int64_t n = 0; mask && n < count; ++n) {
+    if (!mask[n * stride]) std::memset(static_cast<void*>(rows + n * width), 0, width * sizeof(T));
+  }
+}
+
 // Sums of rows [m,dp] as plain rows; engines that sum in another order have a layout of their own with these functions.
 template <typename C>
 struct RowLayout {

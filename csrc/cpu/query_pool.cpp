@@ -24,6 +24,7 @@ QueryPoolParams make_params(const Tensor& x, const Tensor& queries, const Option
   QueryPoolParams p{};
   set_token_rows(p, x, mask);
   p.outputs = queries.size(1), p.shared = queries.size(0) == 1;
+  check_not_empty({p.outputs}, "queries");
   check_shape(queries, {p.shared ? 1 : p.batch, p.outputs, p.width}, "queries");
   check_dtype(queries, x.scalar_type(), "queries");
   p.queries = queries.data_ptr(), p.plan = &plan;
@@ -56,8 +57,8 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor queries, Optiona
   const ScalarType dtype = x.scalar_type();
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, dtype, "dy");
-  check_shape(dense_lse, {p.batch, p.outputs}, "lse");
-  if (norm) check_shape(dense_stats, {p.batch, p.tokens, 2}, "stats");
+  check_kept(dense_lse, {p.batch, p.outputs}, x, "lse");
+  if (norm) check_kept(dense_stats, {p.batch, p.tokens, 2}, x, "stats");
   Tensor dx = empty(x, {p.batch, p.tokens, p.width}, dtype), dqueries = torch::stable::empty_like(dense_queries);
   p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
   p.stats = norm ? dense_stats.data_ptr() : nullptr;

@@ -126,6 +126,7 @@ class QueryPool {
         T* dx = static_cast<T*>(p_.dx) + (s.image * p_.tokens + n + i) * p_.width;
         tokens_.engine.spread(i, count, p_.width, {p, kp_, &dy_.spread()}, {ds, kp_, &queries().spread()}, less, dx,
                               p_.width);
+        zero_masked_rows(dx, p_.width, count, tokens_.keep(s.image, n + i), p_.mask_token);
       }
       tokens_.engine.gather(tokens_.rows, rows, kept.dp + at * kp_, kp_, k_, sums);
     }

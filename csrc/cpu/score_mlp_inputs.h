@@ -28,6 +28,8 @@ struct ScoreMlpTensors {
     ScoreMlpParams p{};
     set_token_rows(p, x, mask);
     p.hidden = w1->size(0), p.outputs = w2->size(0);
+    check_not_empty({p.hidden}, "w1");
+    check_not_empty({p.outputs}, "w2");
     check_shape(w1, {p.hidden, p.width}, "w1");
     check_shape(b1, {p.hidden}, "b1");
     check_shape(w2, {p.outputs, p.hidden}, "w2");
@@ -36,7 +38,8 @@ struct ScoreMlpTensors {
     check_shape(norm_bias, {p.width}, "norm_bias");
     p.w1 = parameter(w1), p.b1 = parameter(b1), p.w2 = parameter(w2), p.b2 = parameter(b2);
     p.norm_weight = parameter(norm_weight), p.norm_bias = parameter(norm_bias);
-    if (x.scalar_type() == ScalarType::Double) check_dtype(*w1, ScalarType::Double, "w1");
+    const bool wide = w1->scalar_type() == ScalarType::Double;
+    STD_TORCH_CHECK(wide == (x.scalar_type() == ScalarType::Double), "w1: unexpected dtype");
     p.eps = eps, p.tanh = tanh;
     return p;
   }

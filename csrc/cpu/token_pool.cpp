@@ -26,6 +26,8 @@ struct Inputs {
 TokenPoolParams make_params(const Inputs& in, bool sigmoid, bool mean, const Plan& plan) {
   TokenPoolParams p{};
   p.batch = in.x.size(0), p.tokens = in.x.size(1), p.width = in.x.size(2), p.outputs = in.scores.size(2);
+  check_not_empty({p.tokens, p.width}, "x");
+  check_not_empty({p.outputs}, "scores");
   check_shape(in.scores, {p.batch, p.tokens, p.outputs}, "scores");
   check_shape(in.mask, {p.batch, p.tokens}, "mask");
   check_dtype(in.scores, in.x.scalar_type(), "scores");
@@ -55,7 +57,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
   return {y, lse};
 }
 
-std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, Tensor y, Tensor lse,
+std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor, Tensor lse,
                                     bool sigmoid, bool mean) {
   const Inputs in{with_dense_rows(x), with_dense_rows(scores), mask};
   const Tensor dense_dy = torch::stable::contiguous(dy), dense_lse = torch::stable::contiguous(lse);
@@ -63,6 +65,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, Optional
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, x.scalar_type(), "dy");
+  if (!sigmoid) check_kept(lse, {p.batch, p.outputs}, x, "lse");
   Tensor dx = empty(x, {p.batch, p.tokens, p.width}, x.scalar_type());
   Tensor dscores = empty(x, {p.batch, p.tokens, p.outputs}, x.scalar_type());
   p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();

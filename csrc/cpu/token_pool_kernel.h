@@ -95,6 +95,7 @@ class TokenPool {
       T* dx = static_cast<T*>(p_.dx) + (s.image * p_.tokens + n) * p_.width;
       engine_.spread(0, count, p_.width, {weights_, kp_, &spread_}, {nullptr, 0, nullptr}, {nullptr, nullptr, nullptr},
                      dx, p_.width);
+      zero_masked_rows(dx, p_.width, count, keep(s.image, n), p_.mask_token);
     }
   }
 
@@ -111,6 +112,7 @@ class TokenPool {
       }
       convert_row_back(kept_rows.dp + n * kp_, dscores + n * k_, k_);
     }
+    zero_masked_rows(dscores, k_, s.end - s.begin, keep(s.image, s.begin), p_.mask_token);
   }
 
  private:

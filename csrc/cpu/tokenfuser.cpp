@@ -48,6 +48,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   check_shape(dy, {b, n, d}, "dy");
   check_dtype(dy, x.scalar_type(), "dy");
+  check_kept(stats, {b, n, 2}, x, "stats");
   check_shape(tokens, {b, k, d}, "tokens");
   check_dtype(tokens, x.scalar_type(), "tokens");
   const Tensor rows_dy = with_dense_rows(dy), dense_tokens = torch::stable::contiguous(tokens);

@@ -40,13 +40,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, OptionalTensor b
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor dy, Tensor x, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2, OptionalTensor norm_weight,
-    OptionalTensor norm_bias, OptionalTensor mask, Tensor y, Tensor lse, Tensor stats, bool tanh) {
+    OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor, Tensor lse, Tensor stats, bool tanh) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, mask);
   TokenLearnerParams p{};
   p.mlp = tensors.params(0, tanh);
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   check_shape(dy, {b, k, d}, "dy");
   check_dtype(dy, x.scalar_type(), "dy");
+  check_kept(lse, {b, k}, x, "lse");
+  check_kept(stats, {b, n, 2}, x, "stats");
   const Tensor dense_dy = torch::stable::contiguous(dy);
   const Tensor dense_lse = torch::stable::contiguous(lse), dense_stats = torch::stable::contiguous(stats);
   Tensor dx = empty(x, {b, n, d}, x.scalar_type());

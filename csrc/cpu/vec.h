@@ -221,7 +221,7 @@ template <typename C>
 inline Vec<C> sigmoid(Vec<C> x, Vec<C>* rest) {
   constexpr C kLargest = sizeof(C) == 4 ? 87 : 700;
   const Vec<C> e = exp(-x > kLargest ? splat(kLargest) : -x);
-  const Vec<C> s = reciprocal(C(1) + e);
+  const Vec<C> s = -x > kLargest ? Vec<C>{} : reciprocal(C(1) + e);  // from there on too small for a normal number
   *rest = s < C(0.95) ? C(1) - s : e * s;
   return s;
 }

@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
 }
 
 // y and lse, which other backends need, are recomputed here as delta and as softmax statistics.
-std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, Tensor, Tensor,
+std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor, Tensor,
                                     bool sigmoid, bool mean) {
   const Launcher launch(x);
   const Call call(x, scores, mask, sigmoid, mean);

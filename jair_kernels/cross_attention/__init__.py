@@ -60,5 +60,5 @@ def fused_cross_attention(
     if chosen == "reference":
         return cross_attention(q, k, v, mask=mask, kv_range=kv_range, scale=scale)
     factor = d**-0.5 if scale is None else scale
-    y: torch.Tensor = apply(q, k, v, mask, kv_range, factor, autocast or q.dtype, chosen)[0]
-    return y
+    o: torch.Tensor = apply(q, k, v, mask, kv_range, factor, autocast or q.dtype, chosen)[0]
+    return o.transpose(1, 2)

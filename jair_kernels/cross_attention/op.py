@@ -33,7 +33,7 @@ def _fake_backward(
     v: Tensor,
     mask: Tensor | None,
     kv_range: Tensor | None,
-    o: Tensor,
+    o: Tensor | None,
     stats: Tensor,
     scale: float,
     packed: bool,
@@ -75,7 +75,7 @@ def _register() -> None:
     forward = _triton.define("cross_attention", "forward", _fake_forward, 2)
     backward = _triton.define("cross_attention", "backward", _fake_backward, 2)
     _vmap.register("cross_attention", forward=range(5), backward=range(8), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
     _count(forward, backward)
     register("fused_cross_attention", **kernels)
     register_block("cross_attention", **kernels)
@@ -85,7 +85,9 @@ _register()
 
 
 class _CrossAttention(torch.autograd.Function):
-    """Saves q, k, v, y, and the largest score and inverse sum of every softmax [B,h,L,2]."""
+    """Saves q, k, v, the largest score and inverse sum of every softmax [B,h,L,2], and the result, which is
+    token-major, where the kernel reads it.
+    """
 
     generate_vmap_rule = True
 
@@ -102,24 +104,24 @@ class _CrossAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         run = kernel("fused_cross_attention", backend).forward
         o, stats = run(*(cast(t, dtype).transpose(1, 2) for t in (q, k, v)), mask, kv_range, scale)
-        return o.transpose(1, 2), stats
+        return o, stats
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.scale, ctx.dtype, ctx.backend = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *kernel("fused_cross_attention", ctx.backend).kept(output))
 
     @staticmethod
     @differentiable_once("fused_cross_attention")
-    def backward(ctx: Any, dy: Tensor | None, dstats: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
+    def backward(ctx: Any, do: Tensor | None, dstats: None) -> tuple[Tensor | None, ...]:
+        if do is None:
             return (None,) * 8
-        q, k, v, mask, kv_range, y, stats = ctx.saved_tensors
+        q, k, v, mask, kv_range, o, stats = ctx.saved_tensors
         run = kernel("fused_cross_attention", ctx.backend).backward
         inputs = (cast(t, ctx.dtype).transpose(1, 2) for t in (q, k, v))
-        dq, dkv = run(dy.transpose(1, 2), *inputs, mask, kv_range, y.transpose(1, 2), stats, ctx.scale, False)
+        dq, dkv = run(do, *inputs, mask, kv_range, o, stats, ctx.scale, False)
         grads = (dq.transpose(1, 2), dkv[:, :, 0].transpose(1, 2), dkv[:, :, 1].transpose(1, 2))
         return *grads_like(grads, (q, k, v), ctx.needs_input_grad[:3]), None, None, None, None, None
 

@@ -78,7 +78,7 @@ class _GatedFusion(torch.autograd.Function):
         else:
             middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.bo, p.alpha, s.norm_mlp)
         y, h = _mlp.forward(backend, middle, a, s.mlp)
-        return y.view(b, l, width), q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h
+        return y, q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -102,10 +102,9 @@ class _GatedFusion(torch.autograd.Function):
         s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
         need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
         needs: Any = GatedFusionParams(*need_params)
-        (b, l, width), (n, kv_width) = t.shape, f.shape[1:]
-        t_rows = cast(t, dtype).reshape(b * l, width)
-        f_rows = zero_masked(cast(f, dtype), mask).reshape(b * n, kv_width)
-        dy = cast(dy, dtype).reshape(b * l, width)
+        t_rows = cast(t, dtype).reshape(-1, t.shape[2])
+        f_rows = zero_masked(cast(f, dtype), mask).reshape(-1, f.shape[2])
+        dy = cast(dy, dtype)
 
         norm_mlp = Norm(None, None, ctx.eps) if ctx.jair else s.norm_mlp
         a = _blocks.norm_again(backend, middle, stats_mlp, norm_mlp)
@@ -180,4 +179,4 @@ def run(
 ) -> Tensor:
     """The block on a backend with kernels."""
     y: Tensor = apply(t, f, mask, kv_range, num_heads, form == "jair", eps, tanh, dtype, backend, *params)[0]
-    return y
+    return y.view(t.shape)

@@ -137,7 +137,7 @@ class _Absorbed(torch.autograd.Function):
         if mask is not None and not attend_latents:
             out = out.masked_fill(_empty(lse, l), 0)
         y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
-        return y.view(b, l, t.wo.shape[0]), pooled, out, lse, stats, stats_z, stats_keys
+        return y, pooled, out, lse, stats, stats_z, stats_keys
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -164,7 +164,7 @@ class _Absorbed(torch.autograd.Function):
         weights = _weights(t, o)
         grouped, queries = _queries(t, o, z, weights)
 
-        dy = cast(dy, o.dtype).flatten(0, 1)
+        dy = cast(dy, o.dtype)
         last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
         dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         dout = last.through(dy).view(out.shape)
@@ -242,4 +242,4 @@ apply = Differentiable("fused_latent_resample", _Absorbed)
 def run(t: Tensors, mask: Optional, o: Options) -> Tensor:
     """The layer in its absorbed form."""
     y: Tensor = apply(mask, *o, *t)[0]
-    return y
+    return y.view(t.x.shape[0], t.latents.shape[-2], y.shape[1])

@@ -61,7 +61,7 @@ class _Projected(torch.autograd.Function):
         attention = block("cross_attention", backend).forward
         out, stats = attention(q.expand(b, l, num_heads, d), k, v, extended(mask, t, o), None, d**-0.5)
         y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
-        return y.view(b, l, t.wo.shape[0]), q, k, v, out, stats, stats_z, stats_x
+        return y, q, k, v, out, stats, stats_z, stats_x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -89,7 +89,7 @@ class _Projected(torch.autograd.Function):
         normed = _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0])
         keys = keys_of(normed, z.view(latents.shape), b, n, o).flatten(0, 1)
 
-        dy = cast(dy, dtype).flatten(0, 1)
+        dy = cast(dy, dtype)
         last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
         dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         attention = block("cross_attention", backend).backward
@@ -171,4 +171,4 @@ def run(
     if cost.choose(method, sizes(t, o)) == "absorbed":
         return absorbed.run(t, mask, o)
     y: Tensor = apply(mask, *o, *t)[0]
-    return y
+    return y.view(x.shape[0], latents.shape[-2], y.shape[1])

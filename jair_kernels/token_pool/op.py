@@ -27,7 +27,7 @@ def _fake_backward(
     x: torch.Tensor,
     scores: torch.Tensor,
     mask: torch.Tensor | None,
-    y: torch.Tensor,
+    y: torch.Tensor | None,
     lse: torch.Tensor,
     sigmoid: bool,
     mean: bool,
@@ -65,7 +65,7 @@ def _register() -> None:
     forward = _triton.define("token_pool", "forward", _fake_forward, 2)
     backward = _triton.define("token_pool", "backward", _fake_backward, 2)
     _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
     _count(forward, backward)
 
     register("fused_token_pool", **kernels)
@@ -75,7 +75,7 @@ _register()
 
 
 class _TokenPool(torch.autograd.Function):
-    """Saves x, scores, y and the log-sum-exps [B,K]."""
+    """Saves x, scores and the log-sum-exps [B,K], and y where the kernel reads it."""
 
     generate_vmap_rule = True
 
@@ -98,7 +98,7 @@ class _TokenPool(torch.autograd.Function):
         x, scores, mask, *ctx.options = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, scores, mask, *output)
+        ctx.save_for_backward(x, scores, mask, *kernel("fused_token_pool", ctx.options[-1]).kept(output))
 
     @staticmethod
     @differentiable_once("fused_token_pool")

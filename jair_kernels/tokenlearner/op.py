@@ -52,7 +52,7 @@ def _fake_backward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     mask: Tensor | None,
-    y: Tensor,
+    y: Tensor | None,
     lse: Tensor,
     stats: Tensor,
     tanh: bool,
@@ -87,7 +87,7 @@ def _register() -> None:
     forward = _triton.define("tokenlearner", "forward", _fake_forward, 3)
     backward = _triton.define("tokenlearner", "backward", _fake_backward, 7)
     _vmap.register("tokenlearner", forward=(0, 7), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
+    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
     _count(forward, backward)
     register("fused_tokenlearner", **kernels)
 
@@ -96,7 +96,7 @@ _register()
 
 
 class _TokenLearner(torch.autograd.Function):
-    """Saves x, y, the log-sum-exps [B,K] and mean and 1/std of every token [B,N,2]."""
+    """Saves x, the log-sum-exps [B,K], mean and 1/std of every token [B,N,2]; y where the kernel reads it."""
 
     generate_vmap_rule = True
 
@@ -124,7 +124,7 @@ class _TokenLearner(torch.autograd.Function):
         *tensors, _, ctx.tanh, ctx.dtype, ctx.backend = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output)
+        ctx.save_for_backward(*tensors, *kernel("fused_tokenlearner", ctx.backend).kept(output))
 
     @staticmethod
     @differentiable_once("fused_tokenlearner")

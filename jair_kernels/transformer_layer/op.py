@@ -59,7 +59,7 @@ class _TransformerLayer(torch.autograd.Function):
         attended = o.view(b * n, width) @ cast(p.wo, dtype).mT
         middle, a, stats2 = _blocks.add_then_norm(backend, rows, attended, p.bo, None, norm2)
         y, h = _mlp.forward(backend, middle, a, mlp)
-        return y.view(b, n, width), qkv, o, stats, middle, stats1, stats2, h
+        return y, qkv, o, stats, middle, stats1, stats2, h
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -83,7 +83,7 @@ class _TransformerLayer(torch.autograd.Function):
         needs: Any = TransformerLayerParams(*ctx.needs_input_grad[8:])
         b, n, width = x.shape
         rows = zero_masked(cast(x, dtype), mask).reshape(b * n, width)
-        dy = cast(dy, dtype).reshape(b * n, width)
+        dy = cast(dy, dtype)
 
         a = _blocks.norm_again(backend, middle, stats2, norm2)
         wanted = (needs.w1, needs.b1, needs.w2, needs.b2, False)
@@ -148,4 +148,4 @@ def run(
 ) -> Tensor:
     """The layer on a backend with kernels."""
     y: Tensor = apply(x, mask, num_heads, causal, eps, tanh, dtype, backend, *params)[0]
-    return y
+    return y.view(x.shape)

@@ -39,6 +39,12 @@ def tokens(x: torch.Tensor, weight: torch.Tensor, channels_first: bool = False) 
     return x.flatten(2).transpose(1, 2) if channels_first else x.flatten(1, -2)
 
 
+def sequence(name: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """[B,N,D] with the width, device and dtype of a parameter [D]."""
+    check.main_input(name, x, "B N D")
+    fits_parameters(name, x, weight)
+
+
 def fits_parameters(name: str, x: torch.Tensor, weight: torch.Tensor, axis: int = -1) -> None:
     """Width, device and dtype of the LayerNorm's scale [D]; under autocast any dtype."""
     if x.shape[axis] != weight.shape[0]:

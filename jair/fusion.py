@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from jair._checks import whole_numbers
+from jair._checks import sequence, whole_numbers
 from jair._parameters import POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.resampler import LatentResampler, image_resampler
@@ -85,6 +85,8 @@ class GatedFusion(nn.Module):
 
         mask (bool [B,N], True = keep) and kv_range ([B,L,2]) concern f. Errors as in the operation.
         """
+        sequence("t", t, self.norm_t.weight)
+        sequence("f", f, self.k.weight[0])
         params = GatedFusionParams(
             *_affine(self.norm_t),
             *_affine(self.norm_f),

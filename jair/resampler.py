@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jair._attention import softmax_over_kept
-from jair._checks import fits_parameters, square, whole_numbers
+from jair._checks import fits_parameters, sequence, square, whole_numbers
 from jair._parameters import LATENT, reset, reset_layer, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.token_learner import TokenLearner
@@ -54,6 +54,12 @@ class LatentResampler(nn.Module):
         whole_numbers(**sizes, kv_dim=kv_dim, num_kv_heads=num_kv_heads)
         check.divides("num_heads", num_heads, "dim", dim)
         check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        check.flag("norm", norm)
+        check.flag("attend_latents", attend_latents)
+        if attend_latents and kv_dim != dim:
+            raise ValueError(f"kv_dim: expected dim = {dim} with attend_latents, got {kv_dim}")
+        check.choice("method", method, ("projected", "absorbed", "auto"))
+        check.positive("eps", eps)
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.attend_latents, self.method, self.eps = attend_latents, method, eps
         inner = dim // num_heads * num_kv_heads
@@ -77,6 +83,7 @@ class LatentResampler(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x [B,N,D_kv] -> [B,L,D]; mask: bool [B,N], True = keep. Errors as in the operation."""
+        sequence("x", x, self.k.weight[0])
         return fused_latent_resample(
             x,
             self.latents,
@@ -113,8 +120,7 @@ class LatentResampler(nn.Module):
         Raises:
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
-        check.main_input("x", x, "B N D")
-        fits_parameters("x", x, self.k.weight[0])
+        sequence("x", x, self.k.weight[0])
         check.key_mask("mask", mask, x.shape[:2], x)
         latents = self.latents if self.norm_latents is None else self.norm_latents(self.latents)
         keys = x if self.norm_x is None else self.norm_x(x)

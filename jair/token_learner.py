@@ -80,14 +80,10 @@ class TokenLearner(Configured):
             TypeError: a wrong type or dtype. ValueError: a wrong shape, device or layout.
         """
         tokens = as_tokens(x, self.norm.weight, self.channels_first)
-        if isinstance(mask, torch.Tensor) and mask.ndim == 3:
-            grid = x.shape[2:] if self.channels_first else x.shape[1:-1]
-            if mask.shape[1:] == grid:  # else the operation refuses it by name
-                mask = mask.flatten(1)
         return fused_tokenlearner(
             tokens,
             *mlp_parameters(self),
-            mask=mask,
+            mask=self._row_by_row(mask, x),
             eps=self.eps,
             approximate=self.approximate,
             norm_weight=self.norm.weight,
@@ -101,10 +97,16 @@ class TokenLearner(Configured):
         0, and so have all of an image without kept tokens.
         """
         tokens = as_tokens(x, self.norm.weight, self.channels_first)
-        mask = None if mask is None else mask.flatten(1)
+        mask = self._row_by_row(mask, x)
         check.key_mask("mask", mask, tokens.shape[:2], tokens)
         hidden = F.gelu(self.fc1(self.norm(tokens)), approximate=self.approximate)
         return softmax_over_kept(self.fc2(hidden).transpose(1, 2), mask)
+
+    def _row_by_row(self, mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+        """The mask of a grid as [B,N]; one that does not fit x as it is, to be refused by name."""
+        grid = x.shape[2:] if self.channels_first else x.shape[1:-1]
+        fits = isinstance(mask, torch.Tensor) and mask.ndim == 3 and mask.shape[1:] == grid
+        return mask.flatten(1) if fits and mask is not None else mask
 
     @classmethod
     def from_flax(cls, params: Mapping[str, Any]) -> Self:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from jair._checks import whole_numbers
+from jair._checks import sequence, whole_numbers
 from jair._parameters import reset_linears
 from jair_kernels import TransformerLayerParams, fused_transformer_layer
 from jair_kernels import _checks as check
@@ -61,6 +61,7 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """x [B,N,D] -> [B,N,D]; mask: bool [B,N], True = keep. Errors as in the operation."""
+        sequence("x", x, self.norm1.weight)
         params = TransformerLayerParams(
             norm1_weight=self.norm1.weight,
             norm1_bias=self.norm1.bias,

@@ -14,6 +14,9 @@ LEARNER, FIRST, V1 = (
     jair.TokenLearnerV1(D, K),
 )
 FUSER = jair.TokenFuser(D, K)
+RESAMPLER = jair.LatentResampler(D, K, 2)
+LAYER = jair.TransformerLayer(D, 2, 8)
+FUSION = jair.GatedFusion(D, 2, 8, kv_dim=5)
 X = torch.zeros(2, 6, D)
 BAD = {
     "dim": (lambda: jair.TokenLearner(0, K), "dim: expected an int >= 1, got 0"),
@@ -41,6 +44,34 @@ BAD = {
         lambda: LEARNER(X.unflatten(1, (2, 3)), torch.ones(2, 3, 2, dtype=torch.bool)),
         "mask: expected shape [B, N] = [2, 6], got [2, 3, 2]",
     ),
+    "mask of weights, transposed": (
+        lambda: LEARNER.attention_weights(X.unflatten(1, (2, 3)), torch.ones(2, 3, 2, dtype=torch.bool)),
+        "mask: expected shape [B, N] = [2, 6], got [2, 3, 2]",
+    ),
+    "mask of weights, a list": (
+        lambda: LEARNER.attention_weights(X, [True]),
+        "mask: expected a bool tensor or None, got list",
+    ),
+    "resampler method": (
+        lambda: jair.LatentResampler(D, K, 2, method="bad"),
+        "method: expected 'projected' or 'absorbed' or 'auto', got 'bad'",
+    ),
+    "resampler norm": (lambda: jair.LatentResampler(D, K, 2, norm="yes"), "norm: expected a bool, got str"),
+    "resampler kv_dim": (
+        lambda: jair.LatentResampler(D, K, 2, kv_dim=5, attend_latents=True),
+        "kv_dim: expected dim = 12 with attend_latents, got 5",
+    ),
+    "resampler dtype": (
+        lambda: RESAMPLER(X.double()),
+        "x: expected dtype float32 like the parameters, got float64",
+    ),
+    "layer dtype": (lambda: LAYER(X.half()), "x: expected dtype float32 like the parameters, got float16"),
+    "layer width": (lambda: LAYER(X[..., :7]), "x: expected D = 12, got shape [2, 6, 7]"),
+    "fusion dtype": (
+        lambda: FUSION(X.double(), X[..., :5]),
+        "t: expected dtype float32 like the parameters, got float64",
+    ),
+    "fusion width": (lambda: FUSION(X, X), "f: expected D = 5, got shape [2, 6, 12]"),
     "not a square": (
         lambda: V1(X),
         "x: expected [B, H, W, D], or [B, N, D] with N a square, got shape [2, 6, 12]",

@@ -1,4 +1,4 @@
-"""The operators' own checks: the public functions check before; these are the last line, for other callers."""
+"""The operators' own checks, behind those of the public functions: the last line, for other callers."""
 
 import pytest
 import torch

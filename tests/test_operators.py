@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def refused(name: str, *arguments: object) -> None:
+def assert_refused(name: str, *arguments: object) -> None:
     with pytest.raises(RuntimeError, match="unexpected"):
         getattr(torch.ops.jair_kernels, name)(*arguments)
 
@@ -20,15 +20,15 @@ def test_an_operator_refuses_what_it_would_read_past() -> None:
     w1, w2 = torch.ones(4, 8), torch.ones(3, 4)
     y, lse, stats = torch.ones(2, 3, 8), torch.ones(2, 3), torch.ones(2, 5, 2)
     learner = (x, w1, None, w2, None, None, None)
-    refused("token_pool_forward", x[..., :0], scores, None, False, False)
-    refused("token_pool_forward", x[:, :0], scores[:, :0], None, False, False)
-    refused("token_pool_backward", y, x, scores, None, None, none, False, False)
-    refused("token_pool_backward", y, x, scores, None, None, lse.double(), False, False)
-    refused("tokenlearner_forward", x, w1.double(), None, w2, None, None, None, None, 1e-6, True)
-    refused("tokenlearner_backward", y, *learner, None, None, none, stats, True)
-    refused("tokenlearner_backward", y, *learner, None, None, lse, none, True)
-    refused("tokenfuser_backward", x, x, y, *learner[1:], none, True)
-    refused("query_pool_forward", x[..., :0], y[..., :0], None, False, 1e-6)
+    assert_refused("token_pool_forward", x[..., :0], scores, None, False, False)
+    assert_refused("token_pool_forward", x[:, :0], scores[:, :0], None, False, False)
+    assert_refused("token_pool_backward", y, x, scores, None, None, none, False, False)
+    assert_refused("token_pool_backward", y, x, scores, None, None, lse.double(), False, False)
+    assert_refused("tokenlearner_forward", x, w1.double(), None, w2, None, None, None, None, 1e-6, True)
+    assert_refused("tokenlearner_backward", y, *learner, None, None, none, stats, True)
+    assert_refused("tokenlearner_backward", y, *learner, None, None, lse, none, True)
+    assert_refused("tokenfuser_backward", x, x, y, *learner[1:], none, True)
+    assert_refused("query_pool_forward", x[..., :0], y[..., :0], None, False, 1e-6)
     heads = torch.ones(2, 5, 2, 4)
-    refused("cross_attention_forward", heads, heads[:, :, :0], heads[:, :, :0], None, None, 1.0)
-    refused("cross_attention_backward", heads, heads, heads, heads, None, None, None, none, 1.0, False)
+    assert_refused("cross_attention_forward", heads, heads[:, :, :0], heads[:, :, :0], None, None, 1.0)
+    assert_refused("cross_attention_backward", heads, heads, heads, heads, None, None, None, none, 1.0, False)

@@ -24,16 +24,8 @@ from jair.data.records import field
 from jair.data.sources import BadExample, Skipped, SourceSpec
 from jair.encoders import optional_import
 
-PICTURES = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "gif",
-    "bmp",
-    "tif",
-    "tiff",
-)  # files of a sample, the first one counts
+# Files of a sample; the first one counts.
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 POOL = 64  # captions met last, from which false ones are taken
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset leaves out
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from jair._saved import read_config
 from jair.config import JAIRConfig
 from jair.data.sources import Source, SourceSpec, open_source
 from jair.data.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenizer
@@ -112,7 +113,7 @@ def _run(
     start = found
     if settings.get("init"):
         start = found or checkpoint.resolve(Path(settings["init"]))
-        of_model = {**json.loads((start / "config.json").read_text()), **of_model}
+        of_model = {**read_config(start).to_dict(), **of_model}
         settings.setdefault("tokenizer", "init")
     image_size = JAIRConfig.preset(preset, **of_model).image_size
     sources, val = (SourceSpec.parse_all(settings[name]) for name in ("sources", "val"))

@@ -75,11 +75,13 @@ class TrainPlan:
             raise TypeError(f"model: expected a JAIRConfig, got {type(self.model).__name__}")
         if not self.sources:
             raise ValueError("sources: expected at least one, got none")
-        for field in ("sources", "val"):
-            names_of = [spec.name for spec in SourceSpec.parse_all(getattr(self, field))]
+        specs = {field: SourceSpec.parse_all(getattr(self, field)) for field in ("sources", "val")}
+        for field, parsed in specs.items():
+            names_of = [spec.name for spec in parsed]
             if len(set(names_of)) < len(names_of):
                 raise ValueError(f"{field}: expected different ones, got {', '.join(names_of)}")
-        weighted = [text for text in self.sources if SourceSpec.parse(text).weight != 1]
+        pairs = zip(self.sources, specs["sources"], strict=True)
+        weighted = [text for text, spec in pairs if spec.weight != 1]
         if weighted and self.sampler != "temperature":
             raise ValueError(
                 "sources: expected a weight of 1 with every sampler but 'temperature', got "

@@ -59,44 +59,46 @@ def norm_backward(
 
 
 def add(
-    backend: str,
-    x: Tensor,
-    update: Tensor,
-    bias: Tensor | None,
-    gate: Tensor | None,
-    base: tuple[Tensor, Norm] | None,
+    backend: str, x: Tensor, update: Tensor, gate: Tensor | None, base: tuple[Tensor, Norm] | None
 ) -> Tensor:
-    """base + tanh(gate) (update + bias); base is x, or LN(x) where its (statistics, norm) are given."""
+    """base + tanh(gate) update; base is x, or LN(x) where its (statistics, norm) are given."""
     stats, p = (None, Norm(None, None, 1.0)) if base is None else base
     run = block("add_norm", backend).forward
-    z: Tensor = run(x, stats, p.weight, p.bias, update, bias, gate, False, None, None, p.eps)[0]
+    z: Tensor = run(x, stats, p.weight, p.bias, update, None, gate, False, None, None, p.eps)[0]
     return z
 
 
 def add_then_norm(
-    backend: str, x: Tensor, update: Tensor, bias: Tensor | None, gate: Tensor | None, after: Norm
+    backend: str, x: Tensor, update: Tensor, gate: Tensor | None, after: Norm
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(z, LN(z), statistics) with z = x + tanh(gate) (update + bias), in one pass."""
+    """(z, LN(z), statistics) with z = x + tanh(gate) update, in one pass."""
     if after.weight is None:
-        z = add(backend, x, update, bias, gate, None)
+        z = add(backend, x, update, gate, None)
         return z, z, x.new_empty((0,))
     run = block("add_norm", backend).forward
-    z, y, stats = run(x, None, None, None, update, bias, gate, True, after.weight, after.bias, after.eps)
+    z, y, stats = run(x, None, None, None, update, None, gate, True, after.weight, after.bias, after.eps)
     return z, y, stats
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows weight^T + bias, in the dtype of the rows."""
+    """rows weight^T + bias, in the dtype of the rows.
+
+    A bias may cancel most of a product; so it is added before the sum is rounded, never to a rounded product.
+    """
     return rows @ weight.mT if bias is None else torch.addmm(cast(bias, rows.dtype), rows, weight.mT)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """The last product of a branch, tanh(gate) (inner weight^T + bias), as its backward needs it."""
+    """The last product of a branch, tanh(gate) (inner weight^T + bias), as its backward needs it.
+
+    alike: the rows of inner may have much in common, as attention's over the same keys have.
+    """
 
     weight: Tensor
     bias: Tensor | None
     gate: Tensor | None
+    alike: bool = False
 
     def backward(
         self, dz: Tensor, inner: Tensor, needs: tuple[bool, bool, bool]
@@ -105,27 +107,42 @@ class Gated:
 
         With G = dz^T inner, which dweight = tanh(gate) G needs anyway, the gate's gradient needs no output of
         the branch: dgate = (1 - tanh^2) (rows of weight . G + bias sum dz). Nothing is divided by the gate,
-        which starts at 0.
+        which starts at 0. For rows that are alike, c, the bias may cancel most of it, and what rounding has
+        left of G would tell little: there it is G = dz^T (inner - c) + (sum dz) c^T, which takes the bias to
+        bias + weight c before anything is rounded.
         """
         need_weight, need_bias, need_gate = needs
         if self.gate is None:
             product = dz.mT @ inner if need_weight else None
             return product, column_sum(dz) if need_bias else None, None
         factor = self.gate.to(dz.dtype if dz.dtype == torch.float64 else torch.float32).tanh()
-        product = dz.mT @ inner if need_weight or need_gate else None
+        centre = self._centre(inner) if need_gate else None
+        rows = inner if centre is None else inner - centre
+        product = dz.mT @ rows if need_weight or need_gate else None
         total = column_sum(dz) if self.bias is not None and (need_bias or need_gate) else None
         dgate = None
         if need_gate and product is not None:
             along = row_dot(self.weight, product)
             if total is not None and self.bias is not None:
-                along = along + self.bias.to(factor.dtype) * total
+                shift = self.bias.to(factor.dtype)
+                if centre is not None:
+                    shift = shift + row_dot(self.weight, centre.expand_as(self.weight))
+                along = along + shift * total
             dgate = (1 - factor.square()) * (
                 along if factor.numel() == along.numel() else along.sum(0, keepdim=True)
             )
         dweight = None
         if need_weight and product is not None:
             dweight = product.mul_(factor.unsqueeze(1).to(product.dtype))  # in place: G has served
+            if centre is not None and total is not None:
+                dweight.addr_((factor * total).to(product.dtype), centre)
         return dweight, None if total is None or not need_bias else factor * total, dgate
+
+    def _centre(self, inner: Tensor) -> Tensor | None:
+        """What the rows have in common, where it matters: their mean; wide dtypes have digits to spare."""
+        if not self.alike or self.bias is None or inner.dtype not in (torch.bfloat16, torch.float16):
+            return None
+        return (column_sum(inner) / torch.sym_max(inner.shape[0], 1)).to(inner.dtype)
 
     def through(self, dz: Tensor) -> Tensor:
         """The gradient that reaches `inner`."""

@@ -8,6 +8,7 @@ import torch
 
 from jair_kernels import _blocks
 from jair_kernels._backends import block
+from jair_kernels._sums import column_sum
 
 Tensor = torch.Tensor
 
@@ -24,10 +25,10 @@ class Mlp(NamedTuple):
 
 
 def forward(backend: str, z: Tensor, a: Tensor, p: Mlp) -> tuple[Tensor, Tensor]:
-    """(output, h = w1 a without its bias, which is kept)."""
-    h = a @ p.w1.mT
-    g = block("bias_gelu", backend).forward(h, p.b1, p.tanh)
-    return _blocks.add(backend, z, g @ p.w2.mT, p.b2, p.gate, None), h
+    """(output, h = w1 a + b1, which is kept)."""
+    h = _blocks.linear(a, p.w1, p.b1)
+    g = block("bias_gelu", backend).forward(h, None, p.tanh)
+    return _blocks.add(backend, z, _blocks.linear(g, p.w2, p.b2), p.gate, None), h
 
 
 class MlpGradients(NamedTuple):
@@ -46,8 +47,9 @@ def backward(
 ) -> MlpGradients:
     """Gradients past the branch; that of the residual is dy itself. `needs`: w1, b1, w2, b2, gate."""
     last = _blocks.Gated(p.w2, p.b2, p.gate)
-    dh, g, db1 = block("bias_gelu", backend).backward(last.through(dy), h, p.b1, p.tanh)
+    dh, g, _empty = block("bias_gelu", backend).backward(last.through(dy), h, None, p.tanh)
     dw2, db2, dgate = last.backward(dy, g, needs[2:])
     del g  # as large as h: not beside what follows
     dw1 = dh.mT @ a if needs[0] else None
-    return MlpGradients(dh @ p.w1, dw1, db1 if p.b1 is not None else None, dw2, db2, dgate)
+    db1 = column_sum(dh) if needs[1] else None
+    return MlpGradients(dh @ p.w1, dw1, db1, dw2, db2, dgate)

@@ -277,6 +277,17 @@ def test_a_gate_learns_from_the_weight_gradient(size: int) -> None:
         assert_close((1 - gate.tanh().square()) * along, dgate)
 
 
+def test_a_gate_learns_from_rows_less_their_mean() -> None:
+    o, weight, bias = randn(9, 4) + 3, randn(6, 4), randn(6)
+    gate, dz = randn(6).requires_grad_(), randn(9, 6)
+    (dgate,) = torch.autograd.grad(gate.tanh() * (o @ weight.T + bias), gate, dz)
+    mean, total = o.mean(0), dz.sum(0)
+    centred = dz.T @ (o - mean)
+    assert_close(centred + torch.outer(total, mean), dz.T @ o)
+    along = (weight * centred).sum(1) + (weight @ mean + bias) * total
+    assert_close((1 - gate.tanh().square()) * along, dgate)
+
+
 def test_document_and_tests_name_each_other() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text(encoding="utf-8"))
     here = [name for name in globals() if name.startswith("test_") and "document" not in name]

@@ -31,7 +31,7 @@ class _Parts:
         self.norm_f = Norm(p.norm_f_weight, p.norm_f_bias, eps)
         self.norm_mlp = Norm(p.norm_mlp_weight, p.norm_mlp_bias, eps)
         self.wq, self.wk, self.wv, wo = (cast(w, dtype) for w in (p.wq, p.wk, p.wv, p.wo))
-        self.out = _blocks.Gated(wo, p.bo, p.alpha)
+        self.out = _blocks.Gated(wo, p.bo, p.alpha, alike=True)
         self.mlp = Mlp(cast(p.w1, dtype), p.b1, cast(p.w2, dtype), p.b2, p.beta, tanh)
         self.num_heads = num_heads
         self.width = p.wq.shape[0] // num_heads
@@ -70,13 +70,13 @@ class _GatedFusion(torch.autograd.Function):
         k = _blocks.linear(c, s.wk, p.bk).view(b, n, s.kv_heads, s.width)
         v = _blocks.linear(c, s.wv, p.bv).view(b, n, s.kv_heads, s.width)
         o, stats = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
-        attended = o.flatten(0, 1).flatten(1) @ s.out.weight.mT
+        attended = _blocks.linear(o.flatten(0, 1).flatten(1), s.out.weight, p.bo)
         if jair:
             base = None if s.norm_t.weight is None else (stats_t, s.norm_t)
-            a = middle = _blocks.add(backend, t_rows, attended, p.bo, p.alpha, base)
+            a = middle = _blocks.add(backend, t_rows, attended, p.alpha, base)
             stats_mlp = t.new_empty((0,))
         else:
-            middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.bo, p.alpha, s.norm_mlp)
+            middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.alpha, s.norm_mlp)
         y, h = _mlp.forward(backend, middle, a, s.mlp)
         return y, q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h
 

@@ -56,8 +56,8 @@ class _TransformerLayer(torch.autograd.Function):
         scale = (width // num_heads) ** -0.5
         allowed = causal_range(x) if causal else None
         o, stats = block("cross_attention", backend).forward(q, k, v, mask, allowed, scale)
-        attended = o.view(b * n, width) @ cast(p.wo, dtype).mT
-        middle, a, stats2 = _blocks.add_then_norm(backend, rows, attended, p.bo, None, norm2)
+        attended = _blocks.linear(o.view(b * n, width), cast(p.wo, dtype), p.bo)
+        middle, a, stats2 = _blocks.add_then_norm(backend, rows, attended, None, norm2)
         y, h = _mlp.forward(backend, middle, a, mlp)
         return y, qkv, o, stats, middle, stats1, stats2, h
 

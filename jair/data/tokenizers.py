@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jair.config import JAIRConfig
+from jair._saved import read_config
 from jair.encoders import optional_import
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")  # of T5's, ByT5's and our tokenizers
 
 
 def bytes_tokenizer() -> Any:
@@ -20,11 +21,12 @@ def load_tokenizer(checkpoint: Path) -> Any:
     """The tokenizer saved beside the model; without one, ByT5's bytes, if the vocabulary has their size.
 
     Raises:
-        OSError: there is no model. ValueError: there is neither a tokenizer nor a vocabulary of bytes.
+        OSError: there is no model. ValueError: its configuration is damaged, or there is neither a tokenizer
+            nor a vocabulary of bytes.
     """
     if (checkpoint / "tokenizer_config.json").exists():
-        return optional_import("transformers").AutoTokenizer.from_pretrained(checkpoint)
-    config = JAIRConfig.from_dict(json.loads((checkpoint / "config.json").read_text()))
+        return read_tokenizer(checkpoint)
+    config = read_config(checkpoint)
     tokenizer = bytes_tokenizer()
     if config.vocab_size != len(tokenizer):
         raise ValueError(
@@ -32,6 +34,27 @@ def load_tokenizer(checkpoint: Path) -> Any:
             f"for ByT5's bytes, got vocab_size = {config.vocab_size}"
         )
     return tokenizer
+
+
+def read_tokenizer(place: str | Path) -> Any:
+    """The tokenizer of a folder or of a hub name.
+
+    Raises:
+        ValueError: there is none. In a folder of T5's weights alone transformers would make an empty one.
+    """
+    expected = "tokenizer: expected a folder or hub name with a tokenizer"
+    if Path(place).is_dir() and not any((Path(place) / name).exists() for name in FILES):
+        raise ValueError(f"{expected}, got {place} with none of {', '.join(FILES)}")
+    try:
+        return optional_import("transformers").AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{expected}, got {str(place)!r} ({reason})") from error
+
+
+def word_count(tokenizer: Any) -> int:
+    """How many words a model needs for it: one more than the highest of their numbers."""
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:

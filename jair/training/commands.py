@@ -14,8 +14,14 @@ from rich.console import Console
 from jair._saved import read_config
 from jair.config import JAIRConfig
 from jair.data.sources import Source, SourceSpec, open_source
-from jair.data.tokenizers import bytes_tokenizer, load_tokenizer, train_tokenizer
-from jair.encoders import optional_import
+from jair.data.tokenizers import (
+    bytes_tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    train_tokenizer,
+    word_count,
+)
+from jair.encoders import text_settings, with_settings
 from jair.training import checkpoint
 from jair.training.parallel import Workers
 from jair.training.plan import LISTS, TrainPlan, check_fields, read_settings
@@ -52,7 +58,10 @@ def train(
     accumulate: Annotated[int | None, typer.Option(help="Parts in which a batch is computed.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of averaged weights; 0 = none.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="bytes, data, init (the saved model's), or a folder.")
+        str | None,
+        typer.Option(
+            help="bytes, data, init (the saved model's) or a folder; default: init, a T5's own, bytes."
+        ),
     ] = None,
     bf16: Annotated[bool | None, typer.Option(help="bfloat16 autocast.")] = None,
     compile: Annotated[bool | None, typer.Option(help="torch.compile.")] = None,
@@ -115,24 +124,15 @@ def _run(
         start = found or checkpoint.resolve(Path(settings["init"]))
         of_model = {**read_config(start).to_dict(), **of_model}
         settings.setdefault("tokenizer", "init")
+    of_model, own = _like_text_encoder(preset, of_model)
+    settings.setdefault("tokenizer", own)
     image_size = JAIRConfig.preset(preset, **of_model).image_size
     sources, val = (SourceSpec.parse_all(settings[name]) for name in ("sources", "val"))
     opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in sources]
     held = [open_source(spec, "val", image_size=image_size) for spec in val]
-    chosen = settings.get("tokenizer", "bytes")
+    chosen = settings["tokenizer"]
     words = _tokenizer(chosen, opened, start, found is not None)
-    of_model = {"vocab_size": len(words), **of_model}
-    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
-    model = JAIRConfig.preset(preset, **{**special, **of_model})
-    if model.vocab_size < len(words):
-        raise ValueError(
-            f"vocab_size: expected at least the tokenizer's {len(words)}, got {model.vocab_size}"
-        )
-    if chosen == "bytes" and model.vocab_size != len(words):
-        # Bytes are not saved: of another size nobody could tell what the model's tokenizer is.
-        raise ValueError(
-            f"vocab_size: expected {len(words)} with the tokenizer 'bytes', got {model.vocab_size}"
-        )
+    model = _model(preset, of_model, chosen, words)
     plan = TrainPlan.from_dict({**settings, "model": model.to_dict()})
     console.print_json(json.dumps(plan.to_dict()))
     fresh = start if found is None else None
@@ -153,6 +153,38 @@ def _run(
         typer.echo(saved)
 
 
+def _like_text_encoder(preset: str, of_model: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Fields of the model with the sizes that a T5 as its text encoder has, and the tokenizer that goes with
+    it: that beside the T5's weights, else "bytes".
+    """
+    named = {name: of_model[name] for name in ("text_encoder", "text_encoder_config") if name in of_model}
+    config = JAIRConfig.preset(preset, **named)
+    t5 = text_settings(with_settings(config))
+    if t5 is None:
+        return of_model, "bytes"
+    own = config.text_encoder if config.text_encoder_config is None else "bytes"
+    return {"vocab_size": t5.vocab_size, "dim": t5.d_model, **of_model}, own
+
+
+def _model(preset: str, of_model: dict[str, Any], chosen: str, words: Any) -> JAIRConfig:
+    """The model for the tokenizer `chosen`, `words`.
+
+    Raises:
+        TypeError, ValueError: a field does not fit, or the tokenizer has more words than the model.
+    """
+    count = word_count(words)
+    special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id}
+    model = JAIRConfig.preset(preset, **{"vocab_size": count, **special, **of_model})
+    # Bytes are not saved: of another size nobody could tell what the model's tokenizer is.
+    alone = chosen == "bytes"
+    if model.vocab_size < count or (alone and model.vocab_size != count):
+        wanted = f"{count}" if alone else f"at least {count}"
+        raise ValueError(
+            f"vocab_size: expected {wanted} with the tokenizer {chosen!r}, got {model.vocab_size}"
+        )
+    return model
+
+
 def _tokenizer(chosen: str, sources: list[Source], start: Path | None, resumed: bool) -> Any:
     """The one `chosen`; `start` is the checkpoint that is resumed, or the saved model to start from."""
     if chosen == "bytes":
@@ -169,5 +201,4 @@ def _tokenizer(chosen: str, sources: list[Source], start: Path | None, resumed: 
             for text in (example.prompt, example.answer)
         )
         return train_tokenizer(texts)
-    folder = start if chosen == "data" else Path(chosen)
-    return optional_import("transformers").AutoTokenizer.from_pretrained(folder)
+    return read_tokenizer(start if chosen == "data" and start is not None else chosen)

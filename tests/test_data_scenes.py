@@ -14,7 +14,6 @@ pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 pytest.importorskip("transformers", reason="the extra 'train' is not installed")
 
 from jair.data.baselines import bag_of_image, blind
-from jair.data.commands import COLUMNS, LINES, SIDE, sheet
 from jair.data.examples import Example
 from jair.data.scenes.captions import about_objects, captions, false_caption
 from jair.data.scenes.questions import KINDS, MOST_COUNTED, Question
@@ -268,11 +267,3 @@ def test_baselines_know_little() -> None:
     assert blind(known, known) == bag_of_image(known, known) == 1
     with pytest.raises(ValueError, match="test: expected at least one example, got none"):
         blind(train, [])
-
-
-def test_a_sheet_shows_pictures() -> None:
-    examples = list(ScenesSource("val").evaluation(7))
-    page = sheet(examples)
-    assert page.size == (COLUMNS * (SIDE + 12), 2 * (SIDE + 14 * LINES + 12))
-    shown = page.crop((6, 6, 6 + SIDE, 6 + SIDE))
-    assert shown.tobytes() == examples[0].image.resize((SIDE, SIDE)).tobytes()

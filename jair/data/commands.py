@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jair._files import check_file, replacing
 from jair.data import baselines as guesses
 from jair.data.examples import Example
 from jair.data.sources import SourceSpec, open_source
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at data.", no_args_is_help=True)
 SIDE, LINES, COLUMNS = 192, 5, 5  # of a picture on the sheet, of its words, of the sheet
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # Pillow's, by suffix
 
 SourceOption = Annotated[str, typer.Option(help="KIND:PATH[,task=...], as in jair train.")]
 Split = Annotated[str, typer.Option(help="train, val, ...")]
@@ -27,15 +29,21 @@ Split = Annotated[str, typer.Option(help="train, val, ...")]
 
 @app.command()
 def show(
-    out: Annotated[Path, typer.Argument(help="A PNG file.")],
+    out: Annotated[Path, typer.Argument(help="A picture: .png, .jpg, .jpeg or .webp.")],
     source: SourceOption = "scenes",
     split: Split = "train",
     count: Annotated[int, typer.Option(help="How many examples.")] = 20,
     image_size: Annotated[int, typer.Option(help="Of pictures that are drawn.")] = 64,
 ) -> None:
     """Draw a sheet of examples: pictures, what is asked, what is to be said."""
+    format = FORMATS.get(out.suffix.lower())
+    if format is None:
+        raise ValueError(f"OUT: expected a file with the suffix {', '.join(FORMATS)}, got {out}")
+    check_file("OUT", out)
     opened = open_source(SourceSpec.parse(source), split, image_size=image_size)
-    sheet(list(opened.evaluation(count))).save(out, "PNG")
+    page = sheet(list(opened.evaluation(count)))
+    with replacing(out) as file:
+        page.save(file, format)
     typer.echo(out)
 
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 
 pytest.importorskip("transformers", reason="the extra 'train' is not installed")
+pytest.importorskip("typer", reason="the extra 'train' is not installed")
 from training_runs import SMALL
+from typer.testing import CliRunner
 
 from jair import JAIRConfig
+from jair.commands import app
 from jair.training.plan import _CHECKS, TrainPlan, check_fields, read_settings
 
 
@@ -91,8 +94,6 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ("{", "plan.json: expected JSON, got "),
         ("[1]", "plan.json: expected a JSON object, got list"),
         ('{"step": 7}', "plan.json: expected fields among .*, steps, .*, got step"),
-        ('{"freeze": 5}', "plan.json: expected freeze to be a list of strings, got 5"),
-        ('{"val": ["scenes", 1]}', r"plan.json: expected val to be a list of strings, got \['scenes', 1\]"),
     ],
 )
 def test_bad_settings_in_a_file(text: str, message: str, tmp_path: Path) -> None:
@@ -147,3 +148,15 @@ def test_a_model_in_a_file_is_an_object(tmp_path: Path) -> None:
     message = r"model: expected an object with fields of JAIRConfig, got \[1\]"
     with pytest.raises(TypeError, match=message):
         read_settings(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [('{"freeze": 5}', "5"), ('{"freeze": ["decoder", 1]}', "['decoder', 1]")]
+)
+def test_lists_in_a_file_are_checked_as_all_lists_are(text: str, got: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    words = ["train", str(tmp_path / "run"), "--config", str(tmp_path / "plan.json"), "--source", "scenes"]
+    made = CliRunner().invoke(app, words)
+    assert isinstance(made.exception, TypeError)
+    assert str(made.exception) == f"freeze: expected a list of strings, got {got}"
+    assert not (tmp_path / "run").exists()

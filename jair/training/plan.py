@@ -201,8 +201,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     A string alone is a list of one.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is no JSON object, or has fields that are unknown, or one
-            that has to be a list of strings and is not, by name. TypeError: "model" is no object.
+        OSError: it cannot be read. ValueError: it is no JSON object, or has fields that are unknown, by name.
+            TypeError: "model" is no object. What other fields are is for `check_fields` to say.
     """
     try:
         values = json.loads(path.read_text())
@@ -219,8 +219,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     for name in LISTS:
         given = values.get(name, [])
         values[name] = [given] if isinstance(given, str) else given
-        if not isinstance(values[name], list) or not all(isinstance(text, str) for text in values[name]):
-            raise ValueError(f"{path}: expected {name} to be a list of strings, got {given!r}")
     if not isinstance(values.get("model", {}), dict):
         raise TypeError(f"model: expected an object with fields of JAIRConfig, got {values['model']!r}")
     return values

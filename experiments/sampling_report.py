@@ -16,6 +16,7 @@ from experiments.runs import Result
 from jair import plots
 from jair._files import write_text
 from jair.data.sources import SourceSpec
+from jair.sampler import WARMUP
 from jair.training.validation import NAMES
 
 CURVES, SHARES = "curves.svg", "probabilities.svg"
@@ -126,9 +127,22 @@ def _setting(rows: list[Row]) -> str:
         f"picture's) and a tiny one ({mixture.TINY} pictures, does the caption match?). Loss and accuracy "
         "are means over the four sources' validation splits: new pictures, right captions. The targets are "
         "what every seed of uniform sampling reaches in the end. Spread is from the lowest to the highest "
-        "seed.\n\n"
+        f"seed.{_warmup(rows)}\n\n"
         f"{tables.provenance(results, left_out=('sampler', 'test_examples'))}"
     )
+
+
+def _warmup(rows: list[Row]) -> str:
+    """For how long rules that learn from their first steps draw uniformly."""
+    told = ""
+    for row in rows:
+        if row.rule in WARMUP:
+            steps = row.results[0]["settings"]["stages"][-1]["steps"]
+            told += (
+                f" Under the rule {row.name}, the first {WARMUP[row.rule]} of the {steps} steps draw "
+                "uniformly, to learn from."
+            )
+    return told
 
 
 def _verdict(rows: list[Row], aims: dict[str, float]) -> list[str]:

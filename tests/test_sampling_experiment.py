@@ -20,6 +20,7 @@ from experiments import mixture, runs, sampling, sampling_report, tables
 from jair import JAIRConfig
 from jair._files import replacing
 from jair.data.sources import SourceSpec, open_source
+from jair.sampler import WARMUP
 
 
 def result(rule: str, seed: int, losses: list[float], batch_size: int = 10) -> dict[str, Any]:
@@ -81,6 +82,16 @@ def test_the_page_counts_examples(tmp_path: Path) -> None:
     for file, texts in (("curves.svg", {"ODM", "examples"}), ("probabilities.svg", {"uniform", "noisy"})):
         written = {"".join(e.itertext()).strip() for e in ElementTree.parse(tmp_path / file).iter()}
         assert texts <= written
+
+
+def test_the_page_tells_of_the_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WARMUP, "difficulty", 7)
+    page = write(tmp_path, [result(rule, 0, [0.9, 0.5]) for rule in ("difficulty", "uniform")])
+    told = [line for line in page.splitlines() if "draw uniformly" in line]
+    assert len(told) == 1
+    assert told[0].endswith(
+        " Under the rule adaptive (difficulty), the first 7 of the 30 steps draw uniformly, to learn from."
+    )
 
 
 def test_what_another_job_is_writing_is_not_read(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def evaluate(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail on an example that cannot be read.")] = False,
 ) -> None:
-    """Score a saved model's answers; the last line printed is a JSON object with the scores."""
+    """Score a saved model's answers; the last line printed is a JSON object with the scores.
+
+    To test questions that are published without answers, as --split test of vqav2, they are only written.
+    """
     from jair.commands import err
     from jair.data.sources import SourceSpec, open_source
     from jair.data.tokenizers import load_tokenizer
@@ -48,6 +51,10 @@ def evaluate(
         model = JAIR.from_pretrained(checkpoint, dtype=torch.float32)
         tokenizer = load_tokenizer(checkpoint)
         opened = open_source(spec, split, strict=strict, image_size=model.config.image_size)
+    if not opened.answered and out is None:
+        raise ValueError(
+            f"--out: expected a file, since {opened.name} {split} has nothing to score, got none"
+        )
     total = opened.size if limit is None else min(limit, opened.size)
     with Progress(console=err, transient=True) as progress:
         task = progress.add_task("answering", total=total)
@@ -63,6 +70,8 @@ def evaluate(
             progress=lambda done: progress.update(task, completed=done),
         )
     predictions = result.pop("predictions")
+    if not opened.answered:
+        typer.echo(f"nothing to score: no answers are published to {opened.name} {split}", err=True)
     typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))
     if out is not None:
         write_submission(out, opened.metric, predictions)

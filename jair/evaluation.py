@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An answer and what it is worth: its VQA accuracy, 1 or 0 for right or wrong, a caption's CIDEr-D."""
+    """An answer and what it is worth: its VQA accuracy, 1 or 0 for right or wrong, a caption's CIDEr-D; None
+    where no right answer is published.
+    """
 
     id: str
     text: str
     group: str
-    score: float
+    score: float | None
 
 
 def evaluate(
@@ -61,9 +63,10 @@ def evaluate(
         progress: called after each batch with the number of examples answered so far.
 
     Returns:
-        "source", "metric", "examples" (how many were scored), "skipped" (how many could not be read), the
+        "source", "metric", "examples" (how many were answered), "skipped" (how many could not be read), the
         scores of `scores`, "groups" (the same by `Example.group`, if there are any), and "predictions", a
-        list of `Prediction`. For captions examples and groups are images.
+        list of `Prediction`. For captions examples and groups are images. Of a source that is not `answered`
+        there are no scores.
 
     Raises:
         TypeError, ValueError: an option out of range, by name, or a source without examples.
@@ -104,7 +107,11 @@ def evaluate(
     if not answers:
         got = f"none ({source.skipped.total} skipped)"
         raise ValueError(f"source: expected at least one example in {source.name}, got {got}")
-    summary, predictions = scores(source.metric, examples, answers)
+    if source.answered:
+        summary, predictions = scores(source.metric, examples, answers)
+    else:
+        pairs = zip(examples, answers, strict=True)
+        summary, predictions = {}, [Prediction(asked.id, text, asked.group, None) for asked, text in pairs]
     return {
         "source": source.name,
         "metric": source.metric,
@@ -142,11 +149,12 @@ def scores(
     if metric == "caption":
         return _caption_scores(examples, answers)
     score = _SCORES[metric]
+    each = [score(answer, example.answers) for example, answer in zip(examples, answers, strict=True)]
     predictions = [
-        Prediction(example.id, answer, example.group, score(answer, example.answers))
-        for example, answer in zip(examples, answers, strict=True)
+        Prediction(example.id, answer, example.group, value)
+        for example, answer, value in zip(examples, answers, each, strict=True)
     ]
-    summary = {"accuracy": _mean(prediction.score for prediction in predictions)}
+    summary = {"accuracy": _mean(each)}
     if metric == "label":
         summary["no_label"] = _mean(float(not is_label(answer)) for answer in answers)
     return summary, predictions
@@ -172,7 +180,7 @@ def _by_group(metric: str, predictions: Sequence[Prediction]) -> dict[str, dict[
     name = "cider" if metric == "caption" else "accuracy"
     groups: dict[str, list[float]] = {}
     for prediction in predictions:
-        if prediction.group:
+        if prediction.group and prediction.score is not None:
             groups.setdefault(prediction.group, []).append(prediction.score)
     return {group: {name: _mean(values), "examples": len(values)} for group, values in sorted(groups.items())}
 

@@ -28,6 +28,7 @@ class Listed:
 
     def __init__(self, metric: str, examples: list[Example], skipped: int = 0) -> None:
         self.name, self.metric, self.examples, self.size = f"test/{metric}", metric, examples, len(examples)
+        self.answered = True
         self.skipped = SimpleNamespace(total=skipped)
 
     def evaluation(self, limit: int | None = None) -> Iterator[Example]:

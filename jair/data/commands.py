@@ -56,8 +56,11 @@ def baselines(
 ) -> None:
     """Accuracy of guessing from the question alone, and from it and a histogram of colours."""
     spec = SourceSpec.parse(source)
+    held = open_source(spec, split)
+    if not held.answered:
+        raise ValueError(f"split: expected one with published answers, got {split!r} of {spec.name}")
     train = list(islice(open_source(spec, "train").evaluation(train_examples), train_examples))
-    test = list(open_source(spec, split).evaluation(examples))
+    test = list(held.evaluation(examples))
     found = {"blind": guesses.blind(train, test), "bag_of_image": guesses.bag_of_image(train, test)}
     typer.echo(json.dumps({"source": spec.name, "split": split, "examples": len(test), **found}))
 

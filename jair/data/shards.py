@@ -71,7 +71,7 @@ class ShardSource:
                 f"{name}: expected at least {world_size} shards, one a process, got {len(paths)}"
             )
         self.name, self.task = name, task
-        self.metric = "caption" if task in ("caption", "completion") else "exact"
+        self.metric, self.answered = "caption" if task in ("caption", "completion") else "exact", True
         self.size = size or 10_000 * len(paths)
         self.skipped = Skipped()
         self._paths, self._seed, self._strict = paths, seed, strict

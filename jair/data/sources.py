@@ -61,6 +61,7 @@ class Source(Protocol):
 
     name: str
     metric: str  # "vqa", "exact", "label" or "caption": how `jair eval` scores it
+    answered: bool  # whether there is something to score: False of test questions published without answers
     size: int
     skipped: Skipped
 
@@ -85,6 +86,7 @@ class RecordSource:
         make: (record, generator) -> Example; raises BadExample for what cannot be used. The generator is a
             function of seed, epoch and record alone.
         scorable: raises BadExample for a record that `evaluation` cannot give, though one can train on it.
+        answered: as in `Source`.
         strict: raise for a bad example instead of skipping it.
 
     Raises:
@@ -104,12 +106,13 @@ class RecordSource:
         world_size: int = 1,
         skipped: Skipped | None = None,
         scorable: Callable[[Record], None] | None = None,
+        answered: bool = True,
     ) -> None:
         self.skipped = Skipped() if skipped is None else skipped
         if not records:
             got = f"none ({self.skipped.total} skipped{self.skipped.first})"
             raise ValueError(f"{name}: expected at least one example, got {got}")
-        self.name, self.metric, self.size = name, metric, len(records)
+        self.name, self.metric, self.size, self.answered = name, metric, len(records), answered
         self._records, self._make, self._scorable = records, make, scorable
         self._seed, self._strict = seed, strict
         self._rank, self._world_size = rank, world_size
@@ -274,7 +277,7 @@ def open_source(
     """The source that a spec names.
 
     Args:
-        split: "train", "val" or "test", of scenes also "compositional". seed: of its order.
+        split: "train", "val", "test" or another that the kind has. seed: of its order.
         strict: raise for what cannot be read instead of skipping it. rank, world_size: share of a process.
         image_size: of pictures that are drawn; others keep theirs.
 

@@ -46,7 +46,7 @@ class ScenesSource:
         check.choice("task", self.task, (*SCENE_TASKS, *CAPTION_TASKS))
         self.split, self.seed, self.image_size = split, seed, image_size
         self.name = f"scenes/{self.task}"
-        self.metric = "caption" if self.task in ("caption", "completion") else "exact"
+        self.metric, self.answered = "caption" if self.task in ("caption", "completion") else "exact", True
         self.size = SIZE.get(split, EVALUATED)
         self.skipped = Skipped()
         self._index, self._step = rank, world_size

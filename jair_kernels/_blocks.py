@@ -5,6 +5,7 @@ Matrix products come from PyTorch; rows are [R,D] with R = all tokens of the bat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from jair_kernels._backends import block
 from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
+_PLAIN = (Tensor, torch.nn.Parameter)  # of which a storage may be asked for
 NEEDED = ("add_norm", "bias_gelu", "cross_attention")
 
 
@@ -88,6 +90,63 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rows @ weight.mT if bias is None else torch.addmm(cast(bias, rows.dtype), rows, weight.mT)
 
 
+def key_value_weights(wk: Tensor, wv: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """wk and wv [h_kv d, D_kv] in the dtype of the products: as one tensor, wk's rows first, where that moves
+    no more bytes than two, because both are cast or lie one behind the other; else as they are.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        both = cast(wk, dtype), cast(wv, dtype)
+        return both if dtype in (wk.dtype, wv.dtype) else (torch.cat(both),)
+    size = (2 * wk.shape[0], wk.shape[1])
+    if dtype not in (wk.dtype, wv.dtype):
+        joint = wk.new_empty(size, dtype=dtype)
+        for part, weight in zip(joint.chunk(2), (wk, wv), strict=True):
+            part.copy_(weight)
+        return (joint,)
+    if wk.dtype == wv.dtype and _adjacent(wk, wv):
+        return (wk.as_strided(size, wk.stride()),)
+    return cast(wk, dtype), cast(wv, dtype)
+
+
+def _adjacent(first: Tensor, second: Tensor) -> bool:
+    """Whether both are rows of one storage, the second right behind the first."""
+    return (
+        type(first) in _PLAIN
+        and type(second) in _PLAIN
+        and first.device.type != "meta"
+        and first.is_contiguous()
+        and second.is_contiguous()
+        and second.storage_offset() == first.storage_offset() + first.numel()
+        and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    )
+
+
+def keys_and_values(
+    rows: Tensor, weights: tuple[Tensor, ...], bk: Tensor | None, bv: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Keys and values of rows: one tensor [R, 2 h_kv d] where the weights are one, else two [R, h_kv d]."""
+    if len(weights) == 2:
+        return linear(rows, weights[0], bk), linear(rows, weights[1], bv)
+    half = weights[0].new_zeros(weights[0].shape[0] // 2)
+    biases = [half if bias is None else cast(bias, rows.dtype) for bias in (bk, bv)]
+    return (linear(rows, weights[0], None if bk is None and bv is None else torch.cat(biases)),)
+
+
+def through_keys_and_values(dkv: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """The gradient that reaches the rows, from that of the keys and values [R, 2 h_kv d]."""
+    if len(weights) == 1:
+        return dkv @ weights[0]
+    dk, dv = dkv.chunk(2, dim=1)
+    return torch.addmm(dk @ weights[0], dv, weights[1])
+
+
+def split_heads(kv: Sequence[Tensor], b: int, n: int, width: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [B,N,h_kv,d] of what `keys_and_values` returned, d = width, as views."""
+    k, v = kv if len(kv) == 2 else kv[0].chunk(2, dim=1)
+    size = (b, n, k.shape[1] // width, width)
+    return k.view(size), v.view(size)
+
+
 @dataclass(frozen=True)
 class Gated:
     """The last product of a branch, tanh(gate) (inner weight^T + bias), as its backward needs it.
@@ -142,7 +201,8 @@ class Gated:
         """What the rows have in common, where it matters: their mean; wide dtypes have digits to spare."""
         if not self.alike or self.bias is None or inner.dtype not in (torch.bfloat16, torch.float16):
             return None
-        return (column_sum(inner) / torch.sym_max(inner.shape[0], 1)).to(inner.dtype)
+        mean: Tensor = column_sum(inner) / torch.sym_max(inner.shape[0], 1)
+        return mean.to(inner.dtype)
 
     def through(self, dz: Tensor) -> Tensor:
         """The gradient that reaches `inner`."""

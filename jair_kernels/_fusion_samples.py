@@ -23,6 +23,8 @@ _PARAMS: dict[str, Any] = {
     "fused_gated_fusion": GatedFusionParams,
     "fused_transformer_layer": TransformerLayerParams,
 }
+# Parameters that a gated fusion has not whose f [B,N,2 h_kv d] holds keys and values.
+PROJECTING = ("norm_f_weight", "norm_f_bias", "wk", "bk", "wv", "bv")
 _ACTIVATIONS = ("q", "k", "v", "x", "t", "f", "latents")
 
 

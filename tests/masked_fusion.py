@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import jair_kernels as jk
+from jair_kernels._fusion_samples import PROJECTING
 from jair_kernels.testing import FusionCase, Sample, run
 
 Tensor = torch.Tensor
@@ -21,18 +22,19 @@ KEYS = {ATTENTION: ("k", "v"), RESAMPLE: ("x",), GATED: ("f",), LAYER: ("x",)}
 QUERIES = {ATTENTION: "q", GATED: "t", LAYER: "x"}
 
 _RESAMPLERS = ("projected-shared", "projected-own", "absorbed-shared", "absorbed-own")
-# The op, then what is special: the method and whose latents, the form, causal.
+# The op, then what is special: the method and whose latents, the form and whether f holds keys, causal.
 CALLS = (
     ATTENTION,
     *(f"{RESAMPLE}-{of}" for of in _RESAMPLERS),
     *(f"{RESAMPLE}-{of}-attended" for of in _RESAMPLERS),
     f"{GATED}-flamingo",
     f"{GATED}-jair",
+    f"{GATED}-jair-given",
     LAYER,
     f"{LAYER}-causal",
 )
 ATTENDED = tuple(name for name in CALLS if name.endswith("attended"))
-RANGED = (ATTENTION, f"{GATED}-flamingo", f"{GATED}-jair")
+RANGED = (ATTENTION, f"{GATED}-flamingo", f"{GATED}-jair", f"{GATED}-jair-given")
 MASK = torch.tensor([[0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
 
 
@@ -64,8 +66,11 @@ def make(name: str, dtype: torch.dtype = F64, b: int = B, **special: Any) -> Sam
         options |= {"method": words[0], "attend_latents": "attended" in words}
     if op != LAYER:
         special |= {"h_kv": 2, "kv_width": 12 if op != ATTENTION and "attended" not in words else None}
-    shared = "own" not in words
-    return FusionCase(f"fused_{op}", b, L, N, 4, 4, shared=shared, options=options, **special).sample(dtype)
+    if "given" in words:
+        special |= {"kv_width": 16, "absent": PROJECTING}
+    case = FusionCase(f"fused_{op}", b, L, N, 4, 4, shared="own" not in words, options=options, **special)
+    sample = case.sample(dtype)
+    return replace(sample, tensors={name: t for name, t in sample.tensors.items() if t is not None})
 
 
 def changed(sample: Sample, dy: Tensor | None = None, **changes: Any) -> Sample:

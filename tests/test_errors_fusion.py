@@ -37,6 +37,7 @@ from bad_fusion_input import (
 )  # fmt: skip
 
 import jair_kernels as jk
+from jair_kernels._fusion_samples import PROJECTING
 
 # Second tensors, of each op: (argument, sizes, letters and sizes in the message, may it be None).
 FIELDS: dict[str, list[tuple[str, tuple[int, ...], str, bool]]] = {
@@ -149,6 +150,29 @@ def test_the_form_of_the_paper_has_no_norm_before_its_mlp() -> None:
     named = changed(named, "params.norm_mlp_weight", None)
     message = "expected None where params.norm_mlp_weight is None, got a tensor"
     assert_refused(GATED, named, ValueError, f"params.norm_mlp_bias: {message}")
+
+
+@pytest.mark.parametrize("name", ["norm_f_weight", "norm_f_bias", "bk", "bv"])
+def test_keys_that_are_given_are_not_made(name: str) -> None:
+    """f [B,N,2 h_kv d] holds keys and values where neither has a weight."""
+    given = valid(GATED, kv_width=2 * KV, absent=PROJECTING)
+    jk.fused_gated_fusion(**given)
+    of_f = changed(given, f"params.{name}", zeros(2 * KV if name.startswith("norm") else KV))
+    message = f"params.{name}: expected None where params.wk and params.wv are None, got a tensor"
+    assert_refused(GATED, of_f, ValueError, message)
+
+
+@pytest.mark.parametrize("width", [4, 12, 24, 64])
+def test_keys_that_are_given_have_their_widths(width: int) -> None:
+    named = changed(valid(GATED, kv_width=2 * KV, absent=PROJECTING), "f", zeros(B, N, width))
+    message = "expected 2 h_kv d columns where params.wk and params.wv are None, d = 4 and h_kv a divisor of"
+    assert_refused(GATED, named, ValueError, f"f: {message} num_heads = 4, got {width}")
+
+
+@pytest.mark.parametrize("name", ["wk", "wv"])
+def test_keys_alone_are_not_given(name: str) -> None:
+    named = changed(valid(GATED), f"params.{name}", None)
+    assert_refused(GATED, named, TypeError, f"params.{name}: expected a tensor, got NoneType")
 
 
 def test_heads_of_a_layer_are_not_too_wide() -> None:

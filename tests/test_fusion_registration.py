@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import jair_kernels as jk
 from jair_kernels import _library
-from jair_kernels._fusion_samples import FUSION_OPS, arguments
+from jair_kernels._fusion_samples import FUSION_OPS, PROJECTING, arguments
 from jair_kernels.testing import FusionCase, Sample, poisoned_empty, run
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
@@ -38,6 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "latents_attended": {"op": RESAMPLE, "l": 5, "options": {"attend_latents": True, **ABSORBED}},
     "jair": {"op": GATED, "l": 5, "mask": "some"},
     "flamingo": {"op": GATED, "l": 5, "ranges": "media", "options": {"form": "flamingo"}},
+    "keys_given": {"op": GATED, "l": 5, "mask": "some", "kv_width": 64, "absent": PROJECTING},
     "layer": {"op": LAYER, "l": 1},
     "causal_layer": {"op": LAYER, "l": 1, "mask": "some", "options": {"causal": True}},
 }

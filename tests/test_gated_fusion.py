@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import by_name
 
+from jair_kernels._fusion_samples import PROJECTING
 from jair_kernels.testing import FusionCase, run
 
 OP = "fused_gated_fusion"
@@ -35,8 +36,22 @@ LAYOUTS = [FusionCase(OP, 2, 5, 9, layout=layout) for layout in ("transposed", "
 OPTIONS = [
     FusionCase(OP, 2, 5, 9, options={"approximate": "tanh", "eps": 0.1}),
     FusionCase(OP, 0, 5, 9),
+    FusionCase(OP, 0, 5, 9, kv_width=64, absent=PROJECTING),
 ]
-CASES = SHAPES + GATES + ABSENT + MASKS + VALUES + LAYOUTS + OPTIONS
+GIVEN = [
+    FusionCase(OP, 3, 5, n, h=4, h_kv=h_kv, kv_width=32 * h_kv, absent=PROJECTING, options=o, **special)
+    for (n, h_kv, special), o in product(
+        (
+            (20, 4, {}),
+            (9, 2, {"mask": "nan", "ranges": "wild"}),
+            (1, 1, {"mask": "all"}),
+            (9, 1, {"layout": "sliced"}),
+            (9, 2, {"layout": "transposed"}),
+        ),
+        FORMS,
+    )
+]
+CASES = SHAPES + GATES + ABSENT + MASKS + VALUES + LAYOUTS + OPTIONS + GIVEN
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)

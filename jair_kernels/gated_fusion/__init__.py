@@ -39,9 +39,11 @@ def fused_gated_fusion(
 
     Args:
         t: [B,L,D], float32, bfloat16, float16 or float64; B may be 0.
-        f: [B,N,D_kv], same dtype and device.
+        f: [B,N,D_kv], same dtype and device; or [B,N,2 h_kv d], keys then values, where params.wk and
+            params.wv are None.
         params: a GatedFusionParams. A norm whose weight is None is skipped, a gate that is None is 1.
-            Gates are [1] or [D]. wk and wv may have fewer heads than wq (a divisor of num_heads).
+            Gates are [1] or [D]. wk and wv may have fewer heads than wq (a divisor of num_heads); both
+            None: f holds what they would make, k and v, and norm_f_*, bk and bv must be None too.
         num_heads: heads of the queries; the head width d is rows of wq / num_heads, up to 256.
         form: "jair" (Eq. 3) or "flamingo"; norm_mlp belongs to "flamingo" alone.
         mask: bool [B,N], True = keep: padding of f. A masked token has no effect, not even a NaN in it.
@@ -98,31 +100,21 @@ def _check_params(
 ) -> None:
     if not isinstance(params, GatedFusionParams):
         raise TypeError(f"params: expected a GatedFusionParams, got {type(params).__name__}")
-    width, kv_width, p = t.shape[2], f.shape[2], params
+    width, p = t.shape[2], params
     check.operand("params.wq", p.wq, "h_d D", (None, width), t, mixed)
     inner = p.wq.shape[0]
     check.divides("num_heads", num_heads, "the rows of params.wq", inner)
     d = inner // num_heads
     check.head_width("params.wq", d)
-    check.operand("params.wk", p.wk, "h_kv_d D_kv", (None, kv_width), t, mixed)
-    kv_inner = p.wk.shape[0]
-    if kv_inner % d or num_heads % (kv_inner // d):
-        raise ValueError(
-            f"params.wk: expected h_kv d rows, d = {d} and h_kv a divisor of num_heads = {num_heads}, "
-            f"got {kv_inner}"
-        )
-    check.operand("params.wv", p.wv, "h_kv_d D_kv", (kv_inner, kv_width), t, mixed)
+    _check_keys(p, t, f, num_heads, d, mixed)
     check.operand("params.wo", p.wo, "D h_d", (width, inner), t, mixed)
     check.operand("params.w1", p.w1, "M D", (None, width), t, mixed)
     hidden = p.w1.shape[0]
     check.operand("params.w2", p.w2, "D M", (width, hidden), t, mixed)
-    sizes = {"bq": inner, "bk": kv_inner, "bv": kv_inner, "bo": width, "b1": hidden, "b2": width}
-    for name, size in sizes.items():
+    for name, size in {"bq": inner, "bo": width, "b1": hidden, "b2": width}.items():
         check.optional(f"params.{name}", getattr(p, name), "rows", (size,), t, mixed)
-    for name, size in (("norm_t", width), ("norm_f", kv_width), ("norm_mlp", width)):
-        check.norm_fields(
-            f"params.{name}", getattr(p, f"{name}_weight"), getattr(p, f"{name}_bias"), size, t, mixed
-        )
+    check.norm_fields("params.norm_t", p.norm_t_weight, p.norm_t_bias, width, t, mixed)
+    check.norm_fields("params.norm_mlp", p.norm_mlp_weight, p.norm_mlp_bias, width, t, mixed)
     if form == "jair" and p.norm_mlp_weight is not None:
         raise ValueError(
             "params.norm_mlp_weight: expected None in form 'jair', which has no norm before its MLP, "
@@ -130,3 +122,34 @@ def _check_params(
         )
     for name in ("alpha", "beta"):
         check.gate(f"params.{name}", getattr(p, name), width, t, mixed)
+
+
+def _check_keys(
+    p: GatedFusionParams, t: torch.Tensor, f: torch.Tensor, num_heads: int, d: int, mixed: bool
+) -> None:
+    """What makes keys and values of f; or f, where it holds them."""
+    kv_width = f.shape[2]
+    if p.wk is None and p.wv is None:
+        for name in ("norm_f_weight", "norm_f_bias", "bk", "bv"):
+            if getattr(p, name) is not None:
+                raise ValueError(
+                    f"params.{name}: expected None where params.wk and params.wv are None, got a tensor"
+                )
+        if kv_width % (2 * d) or num_heads % (kv_width // (2 * d)):
+            raise ValueError(
+                f"f: expected 2 h_kv d columns where params.wk and params.wv are None, d = {d} and h_kv a "
+                f"divisor of num_heads = {num_heads}, got {int(kv_width)}"
+            )
+        return
+    check.operand("params.wk", p.wk, "h_kv_d D_kv", (None, kv_width), t, mixed)
+    assert p.wk is not None
+    kv_inner = p.wk.shape[0]
+    if kv_inner % d or num_heads % (kv_inner // d):
+        raise ValueError(
+            f"params.wk: expected h_kv d rows, d = {d} and h_kv a divisor of num_heads = {num_heads}, "
+            f"got {kv_inner}"
+        )
+    check.operand("params.wv", p.wv, "h_kv_d D_kv", (kv_inner, kv_width), t, mixed)
+    check.optional("params.bk", p.bk, "rows", (kv_inner,), t, mixed)
+    check.optional("params.bv", p.bv, "rows", (kv_inner,), t, mixed)
+    check.norm_fields("params.norm_f", p.norm_f_weight, p.norm_f_bias, kv_width, t, mixed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,17 +31,32 @@ class _Parts:
         self.norm_t = Norm(p.norm_t_weight, p.norm_t_bias, eps)
         self.norm_f = Norm(p.norm_f_weight, p.norm_f_bias, eps)
         self.norm_mlp = Norm(p.norm_mlp_weight, p.norm_mlp_bias, eps)
-        self.wq, self.wk, self.wv, wo = (cast(w, dtype) for w in (p.wq, p.wk, p.wv, p.wo))
-        self.out = _blocks.Gated(wo, p.bo, p.alpha, alike=True)
+        self.wq = cast(p.wq, dtype)
+        self.wkv: tuple[Tensor, ...] = ()  # f holds keys and values
+        if p.wk is not None and p.wv is not None:
+            self.wkv = _blocks.key_value_weights(p.wk, p.wv, dtype)
+        self.out = _blocks.Gated(cast(p.wo, dtype), p.bo, p.alpha, alike=True)
         self.mlp = Mlp(cast(p.w1, dtype), p.b1, cast(p.w2, dtype), p.b2, p.beta, tanh)
         self.num_heads = num_heads
         self.width = p.wq.shape[0] // num_heads
-        self.kv_heads = p.wk.shape[0] // self.width
+
+    def keys(self, f: Tensor, kv: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Keys and values [B,N,h_kv,d] as views: of their projections, or of f."""
+        if not kv:
+            k, v = f.unflatten(2, (2, -1, self.width)).unbind(2)
+            return k, v
+        b, n, _ = f.shape
+        return _blocks.split_heads(kv, b, n, self.width)
+
+
+def _rows(f: Tensor, mask: Optional) -> Tensor:
+    """Tokens of f as rows, masked ones 0."""
+    return zero_masked(f, mask).reshape(-1, f.shape[2])
 
 
 class _GatedFusion(torch.autograd.Function):
-    """Saves t, f, q, k, v, the attention's output and softmax statistics, the middle residual and h; norms,
-    the GELU and both branches' outputs are not kept.
+    """Saves t, f, q, k and v unless f holds them, the attention's output and softmax statistics, the middle
+    residual and h; norms, the GELU and both branches' outputs are not kept.
     """
 
     generate_vmap_rule = True
@@ -61,14 +77,16 @@ class _GatedFusion(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         p = GatedFusionParams(*params)  # type: ignore[arg-type]
         s = _Parts(p, num_heads, eps, tanh, dtype)
-        (b, l, width), (n, kv_width) = t.shape, f.shape[1:]
-        t_rows = cast(t, dtype).reshape(b * l, width)
-        f_rows = zero_masked(cast(f, dtype), mask).reshape(b * n, kv_width)
+        b, l, width = t.shape
+        t_rows, f = cast(t, dtype).reshape(b * l, width), cast(f, dtype)
         a, stats_t = _blocks.norm(backend, t_rows, s.norm_t)
-        c, stats_f = _blocks.norm(backend, f_rows, s.norm_f)
         q = _blocks.linear(a, s.wq, p.bq).view(b, l, num_heads, s.width)
-        k = _blocks.linear(c, s.wk, p.bk).view(b, n, s.kv_heads, s.width)
-        v = _blocks.linear(c, s.wv, p.bv).view(b, n, s.kv_heads, s.width)
+        kv: tuple[Tensor, ...] = ()
+        stats_f = t.new_empty((0,))
+        if s.wkv:
+            c, stats_f = _blocks.norm(backend, _rows(f, mask), s.norm_f)
+            kv = _blocks.keys_and_values(c, s.wkv, p.bk, p.bv)
+        k, v = s.keys(f, kv)
         o, stats = block("cross_attention", backend).forward(q, k, v, mask, kv_range, s.width**-0.5)
         attended = _blocks.linear(o.flatten(0, 1).flatten(1), s.out.weight, p.bo)
         if jair:
@@ -78,7 +96,7 @@ class _GatedFusion(torch.autograd.Function):
         else:
             middle, a, stats_mlp = _blocks.add_then_norm(backend, t_rows, attended, p.alpha, s.norm_mlp)
         y, h = _mlp.forward(backend, middle, a, s.mlp)
-        return y, q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h
+        return y, q, o, stats, middle, stats_t, stats_f, stats_mlp, h, *kv
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -96,14 +114,13 @@ class _GatedFusion(torch.autograd.Function):
             return (None,) * (10 + count)
         t, f, mask, kv_range, *tensors = take_saved(ctx)
         p = GatedFusionParams(*tensors[:count])
-        q, k, v, o, stats, middle, stats_t, stats_f, stats_mlp, h = tensors[count:]
+        q, o, stats, middle, stats_t, stats_f, stats_mlp, h, *kv = tensors[count:]
         del tensors
         backend, dtype = ctx.backend, ctx.dtype
         s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
         need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
         needs: Any = GatedFusionParams(*need_params)
         t_rows = cast(t, dtype).reshape(-1, t.shape[2])
-        f_rows = zero_masked(cast(f, dtype), mask).reshape(-1, f.shape[2])
         dy = cast(dy, dtype)
 
         norm_mlp = Norm(None, None, ctx.eps) if ctx.jair else s.norm_mlp
@@ -116,11 +133,11 @@ class _GatedFusion(torch.autograd.Function):
         wanted = (needs.wo, needs.bo, needs.alpha)
         dwo, dbo, dalpha = s.out.backward(dz, o.flatten(0, 1).flatten(1), wanted)
         dout = s.out.through(dz).view(o.shape)
+        k, v = s.keys(cast(f, dtype), kv)
         attention = block("cross_attention", backend).backward
         dq, dkv = attention(dout, q, k, v, mask, kv_range, o, stats, s.width**-0.5, False)
-        del q, k, v, o, dout
+        del q, k, v, kv, o, dout
         dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
-        dk, dv = dkv.chunk(2, dim=1)
 
         a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)
         da = torch.addmm(dz, dq, s.wq) if ctx.jair else dq @ s.wq
@@ -128,12 +145,16 @@ class _GatedFusion(torch.autograd.Function):
             backend, da, None if ctx.jair else dz, t_rows, stats_t, s.norm_t
         )
         df = dwk = dwv = df_weight = df_bias = None
-        if needs.wk or needs.wv:
-            dwk, dwv = (dkv.mT @ _blocks.norm_again(backend, f_rows, stats_f, s.norm_f)).chunk(2)
-        if need_f or needs.norm_f_weight or needs.norm_f_bias:
-            dc = torch.addmm(dk @ s.wk, dv, s.wv)
-            df, df_weight, df_bias = _blocks.norm_backward(backend, dc, None, f_rows, stats_f, s.norm_f)
-            df = zero_masked(df.view(f.shape), mask)
+        if not s.wkv:
+            df = dkv.view(f.shape)
+        else:
+            f_rows = _rows(cast(f, dtype), mask)
+            if needs.wk or needs.wv:
+                dwk, dwv = (dkv.mT @ _blocks.norm_again(backend, f_rows, stats_f, s.norm_f)).chunk(2)
+            if need_f or needs.norm_f_weight or needs.norm_f_bias:
+                dc = _blocks.through_keys_and_values(dkv, s.wkv)
+                df, df_weight, df_bias = _blocks.norm_backward(backend, dc, None, f_rows, stats_f, s.norm_f)
+                df = zero_masked(df.view(f.shape), mask)
         grads = {
             "norm_t_weight": dt_weight,
             "norm_t_bias": dt_bias,
@@ -144,7 +165,7 @@ class _GatedFusion(torch.autograd.Function):
             "wk": dwk,
             "bk": None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it
             "wv": dwv,
-            "bv": column_sum(dv) if needs.bv else None,
+            "bv": column_sum(dkv.chunk(2, dim=1)[1]) if needs.bv else None,
             "wo": dwo,
             "bo": dbo,
             "norm_mlp_weight": dmlp_weight,

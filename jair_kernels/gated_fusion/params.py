@@ -13,6 +13,7 @@ class GatedFusionParams(NamedTuple):
     """Parameters of one gated fusion block; a norm whose weight is None is skipped, a gate that is None is 1.
 
     d is the head width, h and h_kv the numbers of heads of queries and of keys, M the MLP's hidden width.
+    Without wk and wv (both None, and so norm_f_*, bk and bv) f holds keys and values already.
     """
 
     norm_t_weight: Tensor | None  # [D]
@@ -21,9 +22,9 @@ class GatedFusionParams(NamedTuple):
     norm_f_bias: Tensor | None  # [D_kv]
     wq: Tensor  # [h d, D]
     bq: Tensor | None  # [h d]
-    wk: Tensor  # [h_kv d, D_kv]
+    wk: Tensor | None  # [h_kv d, D_kv]
     bk: Tensor | None  # [h_kv d]
-    wv: Tensor  # [h_kv d, D_kv]
+    wv: Tensor | None  # [h_kv d, D_kv]
     bv: Tensor | None  # [h_kv d]
     wo: Tensor  # [D, h d]
     bo: Tensor | None  # [D]

@@ -38,9 +38,12 @@ def gated_fusion(
     t_normed = _norm(t, p.norm_t_weight, p.norm_t_bias, eps)
     mask = attended_keys(mask, kv_range, f.shape[1])  # the gradients of wk and wv sum over all of f
     f = _norm(zero_masked(f, mask), p.norm_f_weight, p.norm_f_bias, eps)
-    kv_heads = p.wk.shape[0] * num_heads // p.wq.shape[0]
     q = heads(F.linear(t_normed, p.wq, p.bq), num_heads)
-    k, v = heads(F.linear(f, p.wk, p.bk), kv_heads), heads(F.linear(f, p.wv, p.bv), kv_heads)
+    if p.wk is None or p.wv is None:
+        k, v = f.chunk(2, dim=-1)
+    else:
+        k, v = F.linear(f, p.wk, p.bk), F.linear(f, p.wv, p.bv)
+    k, v = (heads(part, part.shape[-1] // q.shape[-1]) for part in (k, v))
     attended = F.linear(merge_heads(cross_attention(q, k, v, mask=mask, kv_range=kv_range)), p.wo, p.bo)
     middle = (t_normed if form == "jair" else t) + _gated(attended, p.alpha)
     inner = middle if form == "jair" else _norm(middle, p.norm_mlp_weight, p.norm_mlp_bias, eps)

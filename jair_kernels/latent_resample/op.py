@@ -54,14 +54,14 @@ class _Projected(torch.autograd.Function):
         latents, z, stats_z = latent_rows(t, o)
         _rows, normed, stats_x = token_rows(t, mask, o)
         keys = keys_of(normed, z.view(latents.shape), b, n, o)
-        rows, split = keys.flatten(0, 1), (b, keys.shape[1], kv_heads, d)
         q = _blocks.linear(z, cast(t.wq, dtype), t.bq).view(samples(t), l, num_heads, d)
-        k = _blocks.linear(rows, cast(t.wk, dtype), t.bk).view(split)
-        v = _blocks.linear(rows, cast(t.wv, dtype), t.bv).view(split)
+        weights = _blocks.key_value_weights(t.wk, t.wv, dtype)
+        kv = _blocks.keys_and_values(keys.flatten(0, 1), weights, t.bk, t.bv)
+        k, v = _blocks.split_heads(kv, b, keys.shape[1], d)
         attention = block("cross_attention", backend).forward
         out, stats = attention(q.expand(b, l, num_heads, d), k, v, extended(mask, t, o), None, d**-0.5)
         y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
-        return y, q, k, v, out, stats, stats_z, stats_x
+        return y, q, out, stats, stats_z, stats_x, *kv
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -78,7 +78,7 @@ class _Projected(torch.autograd.Function):
         if dy is None:
             return (None,) * (7 + count)
         mask, *saved = ctx.saved_tensors
-        t, (q, k, v, out, stats, stats_z, stats_x) = Tensors(*saved[:count]), saved[count:]
+        t, (q, out, stats, stats_z, stats_x, *kv) = Tensors(*saved[:count]), saved[count:]
         o = Options(*ctx.options)
         needs: Any = Tensors(*ctx.needs_input_grad[7:])
         backend, dtype = o.backend, o.dtype
@@ -87,7 +87,9 @@ class _Projected(torch.autograd.Function):
         z = _blocks.norm_again(backend, latents.flatten(0, -2), stats_z, norms(t, o)[1])
         rows = token_rows(t, mask, o, stats_x)[0]
         normed = _blocks.norm_again(backend, rows, stats_x, norms(t, o)[0])
-        keys = keys_of(normed, z.view(latents.shape), b, n, o).flatten(0, 1)
+        keys = keys_of(normed, z.view(latents.shape), b, n, o)
+        k, v = _blocks.split_heads(kv, b, keys.shape[1], d)
+        keys = keys.flatten(0, 1)
 
         dy = cast(dy, dtype)
         last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
@@ -98,11 +100,10 @@ class _Projected(torch.autograd.Function):
         dq, dkv = attention(dout, whole, k, v, extended(mask, t, o), None, out, stats, d**-0.5, False)
         dq = sum_if(dq, t.latents.dim() == 2).view(samples(t) * l, t.wq.shape[0])
         dkv = dkv.flatten(0, 1).flatten(1)
-        dk, dv = dkv.chunk(2, dim=1)
 
         dkeys = None
         if needs.x or needs.x_weight or needs.x_bias or o.attend_latents:
-            dkeys = torch.addmm(dk @ cast(t.wk, dtype), dv, cast(t.wv, dtype))
+            dkeys = _blocks.through_keys_and_values(dkv, _blocks.key_value_weights(t.wk, t.wv, dtype))
         dz = dq @ cast(t.wq, dtype)
         dx = x_weight = x_bias = None
         if dkeys is not None:
@@ -127,7 +128,7 @@ class _Projected(torch.autograd.Function):
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it
             "wv": dwv,
-            "bv": column_sum(dv),
+            "bv": column_sum(dkv.chunk(2, dim=1)[1]),
             "wo": dwo,
             "bo": dbo,
             "x_weight": x_weight,

@@ -172,3 +172,18 @@ def test_a_split_is_not_taken_from_another(tmp_path: Path) -> None:
     (tmp_path / "val" / "0.tar").write_bytes(archive([("v.jpg", picture()), ("v.txt", b"text")]))
     assert [example.id for example in open_source(spec, "val").evaluation()] == ["v"]
     assert [example.id for example in open_source(spec, "train").evaluation(1)] == ["0"]
+
+
+@pytest.mark.parametrize("task", ["caption", "matching"])
+@pytest.mark.parametrize("limit", [None, 3])
+def test_ranks_share_an_evaluation(task: str, limit: int | None, tmp_path: Path) -> None:
+    """Also behind what cannot be read, and with the same false captions."""
+    files = [part for part in samples() if part[0] != "1.jpg"]
+    opened(tmp_path, archive([("1.jpg", b"no picture"), *files]))
+    spec = SourceSpec.parse(f"webdataset:{tmp_path},task={task}")
+    whole, *shares = (
+        [(e.id, e.prompt, e.answer) for e in open_source(spec, "train").evaluation(limit, **share)]
+        for share in ({}, {"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
+    )
+    assert len(whole) == (COUNT - 1 if limit is None else limit)
+    assert shares == [whole[0::2], whole[1::2]]

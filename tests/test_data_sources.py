@@ -48,3 +48,12 @@ def test_an_opened_source_has_its_name(tmp_path: Path) -> None:
         (tmp_path / folder / "train.tsv").write_text("a dog\thttp://a\n")
     specs = SourceSpec.parse_all([f"cc:{tmp_path / folder}" for folder in ("cc3m", "cc12m")])
     assert [open_source(spec, "train").name for spec in specs] == ["cc/caption:cc3m", "cc/caption:cc12m"]
+
+
+def test_ranks_share_an_evaluation() -> None:
+    pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
+    source = open_source(SourceSpec.parse("scenes"), "val")
+    whole = [(example.id, example.prompt) for example in source.evaluation(7)]
+    for rank in range(3):
+        share = [(example.id, example.prompt) for example in source.evaluation(7, rank=rank, world_size=3)]
+        assert share == whole[rank::3]

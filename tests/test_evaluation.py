@@ -31,7 +31,7 @@ class Listed:
         self.answered = True
         self.skipped = SimpleNamespace(total=skipped)
 
-    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+    def evaluation(self, limit: int | None = None, **_: int) -> Iterator[Example]:
         return iter(self.examples[:limit])
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Container
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,48 +46,90 @@ def test_what_is_saved_is_validated(ema: str, tmp_path: Path) -> None:
         assert records(out)[-1]["val_loss"] == pytest.approx(model(**batch).loss.item(), rel=1e-5)
 
 
-class Apart(Workers):
-    """One of several processes that sums nothing."""
+class Board:
+    """Where processes, here threads, lay down what each has and take up what all have."""
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def __init__(self, count: int) -> None:
+        self.barrier, self.values = threading.Barrier(count, timeout=60), [None] * count
+
+    def meet(self, rank: int, value: Any) -> list[Any]:
+        self.values[rank] = value
+        self.barrier.wait()
+        values = list(self.values)
+        self.barrier.wait()
         return values
 
 
-def numbers(good: int, bad: int = 0) -> RecordSource:
-    """A source of examples that are numbers."""
+@dataclass(frozen=True)
+class Together(Workers):
+    """One of several processes."""
+
+    board: Board
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.stack(self.board.meet(self.rank, values)).sum(0)
+
+    def highest(self, value: int) -> int:
+        return max(self.board.meet(self.rank, value))
+
+
+def numbers(count: int, bad: Container[int] = (), read: list[int] | None = None) -> RecordSource:
+    """A source of examples that are numbers; `read` keeps those that were asked for."""
 
     def make(record: int, generator: np.random.Generator) -> Any:
-        if record < bad:
+        if read is not None:
+            read.append(record)
+        if record in bad:
             raise BadExample("missing image", f"{record}.jpg")
         return record
 
-    return RecordSource("numbers/count", "exact", list(range(bad + good)), make, seed=0)
+    return RecordSource("numbers/count", "exact", list(range(count)), make, seed=0)
 
 
-@pytest.mark.parametrize(("good", "limit"), [(3, 100), (4, 100), (7, 100), (20, 9)])
-def test_processes_share_a_source(good: int, limit: int) -> None:
-    seen: list[list[list[int]]] = []
-    for rank in range(2):
-        calls: list[list[int]] = []
+def measured(source: RecordSource, workers: Workers, limit: int) -> tuple[dict[str, Any], list[list[int]]]:
+    """What a model that knows some numbers better than others gets, and the batches it was called with."""
+    calls: list[list[int]] = []
 
-        def collate(examples: list[int], calls: list[list[int]] = calls) -> dict[str, Any]:
-            calls.append(examples)
-            return {}
+    def collate(examples: list[int]) -> dict[str, Any]:
+        calls.append(examples)
+        return {}
 
-        def logits(batch: Any, calls: list[list[int]] = calls) -> tuple[torch.Tensor, torch.Tensor]:
-            labels = torch.tensor(calls[-1])[:, None]
-            return torch.nn.functional.one_hot(labels, 32).float(), labels
+    def logits(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.tensor(calls[-1])[:, None]
+        return torch.nn.functional.one_hot(labels, 32) * (labels % 3)[..., None].double(), labels
 
-        workers = Apart(rank, 2, torch.device("cpu"))
-        made = Validation([numbers(good)], collate, examples=limit, batch_size=4, workers=workers)  # type: ignore[arg-type]
-        assert made.measure(logits)["val_accuracy"] == 1
-        seen.append(calls)
-    first, second = seen
-    count = min(good, limit)
-    assert len(first) == len(second) == -(-count // 4)  # of two processes each takes part equally often
-    of_first = [n for call in first for n in call]
-    assert of_first == list(range(0, count, 2))
-    assert sorted({n for call in second for n in call} - {*of_first}) == list(range(1, count, 2))
+    made = Validation([source], collate, examples=limit, batch_size=4, workers=workers)  # type: ignore[arg-type]
+    return made.measure(logits), calls
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "bad"),
+    [
+        (3, 100, ()),
+        (4, 100, ()),
+        (7, 100, ()),
+        (20, 9, ()),
+        (20, 15, (1, 3, 4, 5, 7)),
+        (1, 5, ()),  # the second process has none
+        (8, 7, (1, 3, 5)),  # none that it can read
+    ],
+)
+def test_processes_share_a_source(count: int, limit: int, bad: tuple[int, ...]) -> None:
+    """Each example is read by one of them, all are called equally often, the result is that of one alone."""
+    cpu, board = torch.device("cpu"), Board(2)
+    alone, _ = measured(numbers(count, bad), Workers(0, 1, cpu), limit)
+    read: list[list[int]] = [[], []]
+
+    def process(rank: int) -> tuple[dict[str, Any], list[list[int]]]:
+        return measured(numbers(count, bad, read[rank]), Together(rank, 2, cpu, board), limit)
+
+    with ThreadPoolExecutor(2) as pool:
+        found, calls = zip(*pool.map(process, range(2)), strict=True)
+    for result in found:
+        assert result == pytest.approx(alone, rel=1e-12)
+    assert len(calls[0]) == len(calls[1])
+    checked = next(i for i in range(count) if i not in bad) + 1  # until the first that can be read
+    assert [rows[checked:] for rows in read] == [list(range(rank, min(count, limit), 2)) for rank in range(2)]
 
 
 def test_a_source_that_cannot_be_read_is_named_before_the_first_step() -> None:
@@ -93,8 +139,8 @@ def test_a_source_that_cannot_be_read_is_named_before_the_first_step() -> None:
     )
     settings: dict[str, Any] = {"batch_size": 4, "workers": Workers(0, 1, torch.device("cpu"))}
     with pytest.raises(ValueError, match=message):
-        Validation([numbers(5), numbers(0, bad=4)], None, examples=3, **settings)  # type: ignore[arg-type]
-    Validation([numbers(1, bad=4)], None, examples=5, **settings)  # type: ignore[arg-type]
+        Validation([numbers(5), numbers(4, range(4))], None, examples=3, **settings)  # type: ignore[arg-type]
+    Validation([numbers(5, range(4))], None, examples=5, **settings)  # type: ignore[arg-type]
 
 
 def test_folders_of_one_kind_are_told_apart(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Webdataset shards as img2dataset writes them: 00000.tar, .. with KEY.jpg, KEY.txt, KEY.json.
 
-A rank reads every world_size-th shard, in an order that changes from epoch to epoch. Members are read in
-memory; their names are never used as paths.
+A rank reads every world_size-th shard, in an order that changes from epoch to epoch. It loads them in one
+thread, see `jair.training.batches`: there are no workers of a DataLoader among which they were to be split.
+Members are read in memory; their names are never used as paths.
 """
 
 from __future__ import annotations
@@ -178,18 +179,24 @@ class ShardSource:
         self._epoch, self._shard, self._position = (int(state[k]) for k in ("epoch", "shard", "position"))
         self._pool, self._open = list(state["pool"]), None
 
-    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
-        """As in `Source`, shard by shard."""
+    def evaluation(
+        self, limit: int | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Example]:
+        """As in `Source`, shard by shard. All ranks read all: the limit counts what could be read, and false
+        captions are from the examples before.
+        """
         count, self._pool = 0, []
         for path in self._paths:
             for number, sample in enumerate(self._samples(path)):
                 if limit is not None and count >= limit:
                     return
                 try:
-                    yield self._make(sample, np.random.default_rng([self._seed, number]))
+                    example = self._make(sample, np.random.default_rng([self._seed, number]))
                 except BadExample as bad:
                     self._skip(bad)
                     continue
+                if count % world_size == rank:
+                    yield example
                 count += 1
 
 

@@ -74,8 +74,10 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there."""
 
-    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
-        """Every example once, in a fixed order, on every rank."""
+    def evaluation(
+        self, limit: int | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Example]:
+        """Every example once, in a fixed order: all of them, or of world_size shares that of a rank."""
 
 
 class RecordSource:
@@ -162,9 +164,12 @@ class RecordSource:
         """As in `Source`."""
         self._epoch, self._position, self._order = int(state["epoch"]), int(state["position"]), None
 
-    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+    def evaluation(
+        self, limit: int | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Example]:
         """As in `Source`; what cannot be used is skipped, or an error if strict."""
-        for index in range(len(self._records) if limit is None else min(limit, len(self._records))):
+        count = len(self._records) if limit is None else min(limit, len(self._records))
+        for index in range(rank, count, world_size):
             try:
                 if self._scorable is not None:
                     self._scorable(self._records[index])

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from jair.data.collate import IGNORED, Collator
+from jair.data.examples import Example
 from jair.data.sources import Source
 from jair.training.parallel import Workers
 
@@ -40,8 +41,7 @@ class Validation:
     ) -> None:
         self.sources, self.collate, self.workers = sources, collate, workers
         self.examples, self.size = examples, max(1, batch_size // workers.count)
-        for source in sources:
-            self._check(source)
+        self.spare = {source.name: self._first(source) for source in sources}
 
     def measure(self, logits_of: Forward) -> dict[str, Any]:
         """val_loss and val_accuracy, of several sources their means, then also each source's own.
@@ -57,32 +57,36 @@ class Validation:
                 measured[by_source] = {source: values[name] for source, values in each.items()}
         return measured
 
-    def _check(self, source: Source) -> None:
-        if next(source.evaluation(self.examples), None) is None:
+    def _first(self, source: Source) -> Example:
+        found = next(source.evaluation(self.examples), None)
+        if found is None:
             reasons = ", ".join(source.skipped.counts) or "there are none"
             raise ValueError(
                 f"val: expected {source.name} to have an example that can be read among the first "
                 f"{self.examples}, got none: {reasons}"
             )
+        return found
 
     @torch.no_grad()
     def _of_source(self, source: Source, logits_of: Forward) -> dict[str, float]:
         """Mean loss of a word, and the share of examples whose every word is the likeliest: what greedy
         generation says exactly.
         """
-        examples = source.evaluation(self.examples)
+        examples = source.evaluation(self.examples, rank=self.workers.rank, world_size=self.workers.count)
         sums = torch.zeros(4, dtype=torch.float64)
-        while held := list(islice(examples, self.size * self.workers.count)):
-            chosen = held[self.workers.rank :: self.workers.count]
+        while True:
+            batch = list(islice(examples, self.size))
+            if not self.workers.highest(len(batch)):
+                break
             # All processes take part in each call, though one may have no example left.
-            logits, labels = logits_of(self.collate(chosen or held[:1]))
-            if not chosen:
+            logits, labels = logits_of(self.collate(batch or [self.spare[source.name]]))
+            if not batch:
                 continue
             losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum")
             right = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(1)
             kept = (labels != IGNORED).sum()
             sums += torch.tensor(
-                [float(losses), float(kept), float(right.sum()), len(chosen)], dtype=torch.float64
+                [float(losses), float(kept), float(right.sum()), len(batch)], dtype=torch.float64
             )
         loss, words, right_ones, count = self.workers.sum(sums.to(self.workers.device)).tolist()
         return {"val_loss": loss / words, "val_accuracy": right_ones / count}

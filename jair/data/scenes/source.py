@@ -64,9 +64,11 @@ class ScenesSource:
         """As in `Source`."""
         self._index = int(state["index"])
 
-    def evaluation(self, limit: int | None = None) -> Iterator[Example]:
+    def evaluation(
+        self, limit: int | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Example]:
         """As in `Source`; without a limit EVALUATED examples."""
-        for index in range(EVALUATED if limit is None else limit):
+        for index in range(rank, EVALUATED if limit is None else limit, world_size):
             yield self.example(index)
 
     def example(self, index: int) -> Example:

@@ -217,10 +217,11 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
             for way in DIRECTIONS
         ]
     table, more = (_CPU_TABLE, _CPU_MORE) if device == "cpu" else (_GPU_TABLE, _GPU_MORE)
-    if op == "fused_tokenlearner" and device == "cpu":
+    if op != "fused_tokenlearner":
+        count = 3 if device == "cpu" else 1
+        table, more = table[:count], (*table[count:], *more)
+    elif device == "cpu":
         table = (*table[:2], (PHOTOS, "bf16"), (PHOTOS, "fp32"), *table[2:])
-    if op != "fused_tokenlearner" and device == "cuda":
-        table, more = table[:1], (*table[1:], *more)
     rows = [Group(op, case, dtype, way) for case, dtype in table for way in DIRECTIONS]
     rows += [Group(op, case, dtype, way, full=True) for case, dtype in more for way in DIRECTIONS]
     if op == "fused_tokenlearner":

@@ -3,20 +3,22 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(jair_kernels, m) {
-  // A backward's y or o is the forward's result; kernels that sum what it stands for themselves do without.
+  // A backward's y or o is the forward's result; kernels that sum what it stands for themselves do without. Of a
+  // softmax its largest score and the inverse of its sum are kept, [B,K,2] or [B,h,L,2]: a log-sum-exp would carry a
+  // rounding error common to all tokens. Both are 0 for the softmax of nothing.
   m.def(
       "token_pool_forward(Tensor x, Tensor scores, Tensor? mask, bool sigmoid, bool mean)"
-      " -> (Tensor y, Tensor lse)");
+      " -> (Tensor y, Tensor softmax)");
   m.def(
-      "token_pool_backward(Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor? y, Tensor lse,"
+      "token_pool_backward(Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor? y, Tensor softmax,"
       " bool sigmoid, bool mean) -> (Tensor dx, Tensor dscores)");
 
   m.def(
       "tokenlearner_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? norm_weight,"
-      " Tensor? norm_bias, Tensor? mask, float eps, bool tanh) -> (Tensor y, Tensor lse, Tensor stats)");
+      " Tensor? norm_bias, Tensor? mask, float eps, bool tanh) -> (Tensor y, Tensor softmax, Tensor stats)");
   m.def(
       "tokenlearner_backward(Tensor dy, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
-      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? y, Tensor lse, Tensor stats, bool tanh)"
+      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? y, Tensor softmax, Tensor stats, bool tanh)"
       " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 
@@ -30,8 +32,7 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " Tensor dnorm_bias)");
 
   // Token-major: q [B,L,h,d], k and v [B,N,h_kv,d]. The backward returns dk and dv in one tensor [B,N,2,h_kv,d]; with
-  // `packed` (self-attention) all three in the first, [B,N,3,h,d]. Of the softmax of a query its largest score and the
-  // inverse of its sum are kept, [B,h,L,2]: a log-sum-exp would carry a rounding error common to all keys.
+  // `packed` (self-attention) all three in the first, [B,N,3,h,d].
   m.def(
       "cross_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range, float scale)"
       " -> (Tensor o, Tensor stats)");
@@ -42,9 +43,9 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
   // Pooling with scores x queries^T, over LN(x) without scale and shift if `norm`: absorbed latent resampling.
   m.def(
       "query_pool_forward(Tensor x, Tensor queries, Tensor? mask, bool norm, float eps)"
-      " -> (Tensor y, Tensor lse, Tensor stats)");
+      " -> (Tensor y, Tensor softmax, Tensor stats)");
   m.def(
-      "query_pool_backward(Tensor dy, Tensor x, Tensor queries, Tensor? mask, Tensor y, Tensor lse, Tensor stats,"
+      "query_pool_backward(Tensor dy, Tensor x, Tensor queries, Tensor? mask, Tensor y, Tensor softmax, Tensor stats,"
       " bool norm) -> (Tensor dx, Tensor dqueries)");
 
   // What surrounds the matrix products of a layer, over rows [R,D]:

@@ -37,8 +37,9 @@ class Sample:
 class Case:
     """A shape and what is special about it; `sample` makes the tensors.
 
-    values: "normal"; "shifted" (mean/std = 100); "huge_score" (one weight takes all); "constant" (every
-        second token is constant over D); "repeated" (all tokens of an image are equal).
+    values: "normal"; "shifted" (mean/std = 100); "huge_score" (one weight takes all); "far_scores" (given
+        scores, all near 1e4); "constant" (every second token is constant over D); "repeated" (all tokens of
+        an image are equal).
     layout: "dense"; "transposed" (the strides of the last two axes swapped); "sliced" (every second element
         of a larger tensor along each axis); "expanded" (one image for the whole batch, stride 0).
     mask: None; "some" (random, each image keeps at least one token); "row" (as before, but image 0 keeps
@@ -122,6 +123,8 @@ class _Draw:
             made["scores"] = 2 * self.normal(c.b, c.n, c.k)
             if c.values == "huge_score":
                 made["scores"][:, c.n // 2] += 3e4
+            elif c.values == "far_scores":
+                made["scores"] += 1e4
         else:
             if c.op == "fused_tokenfuser":
                 made["tokens"] = self.normal(c.b, c.k, c.d)

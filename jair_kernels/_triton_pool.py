@@ -1,7 +1,8 @@
 """Softmax over tokens and weighted pooling in Triton: what fused_token_pool and fused_tokenlearner share.
 
 Tokens are cut into segments; each program pools one segment with the softmax of that segment alone, and where
-there are several they are merged by their log-sum-exps in the order of the tokens.
+there are several they are merged in the order of the tokens. Of a softmax its largest score and the inverse
+of its sum are kept, both 0 for the softmax of nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def kept_count(mask, b, N, stride_b, stride_n, HAS_MASK: tl.constexpr, BLOCK_N: 
 
 
 @triton.jit
-def add_to_lse(top, total, s):
+def add_to_softmax(top, total, s):
     """Online softmax: the running maximum and the sum of exponentials below it, with the rows of s added."""
     new = tl.maximum(top, tl.max(s, 0))
     base = tl.where(new == float("-inf"), 0.0, new)
@@ -49,15 +50,28 @@ def add_to_lse(top, total, s):
 
 
 @triton.jit
-def finish_lse(top, total):
-    """log-sum-exp; -inf where nothing was kept."""
-    return tl.where(total > 0, top + tl.log(tl.where(total > 0, total, 1.0)), float("-inf"))
+def finish_softmax(top, total):
+    """What is kept: (max, 1/sum)."""
+    return tl.where(total == 0, 0.0, top), tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total))
 
 
 @triton.jit
-def softmax_weights(s, lse, keep):
-    """exp(s - lse), exactly 0 in masked tokens (whose lse may be -inf)."""
-    return tl.where(keep[:, None], tl.exp(s - lse[None, :]), 0.0)
+def store_softmax(pairs, k, K, top, inverse):
+    """Outputs k of an image's pairs [K,2]."""
+    tl.store(pairs + 2 * k, top, mask=k < K)
+    tl.store(pairs + 2 * k + 1, inverse, mask=k < K)
+
+
+@triton.jit
+def load_softmax(pairs, k, K):
+    """(max, 1/sum) of outputs k from an image's pairs [K,2]."""
+    return tl.load(pairs + 2 * k, mask=k < K, other=0.0), tl.load(pairs + 2 * k + 1, mask=k < K, other=0.0)
+
+
+@triton.jit
+def softmax_weights(s, top, inverse, keep):
+    """exp(s - max) / sum, exactly 0 in masked tokens."""
+    return tl.where(keep[:, None], tl.exp(s - top[None, :]) * inverse[None, :], 0.0)
 
 
 @triton.jit
@@ -69,10 +83,10 @@ def pool_chunk(acc, weights, x_rows, keep, d, D, PRECISION: tl.constexpr):
 
 @triton.jit
 def merge_kernel(
-    parts, part_lse, mask, y, lse, N, D, K, m_b, m_n, splits, SOFTMAX: tl.constexpr, MEAN: tl.constexpr,
-    HAS_MASK: tl.constexpr, BLOCK_D: tl.constexpr,
+    parts, part_softmax, mask, y, softmax, N, D, K, m_b, m_n, splits, SOFTMAX: tl.constexpr,
+    MEAN: tl.constexpr, HAS_MASK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """y[b,k] = sum over segments of exp(lse_segment - lse) y_segment, or their plain sum."""
+    """y[b,k] = sum over segments of their share of the softmax times y_segment, or their plain sum."""
     row = tl.program_id(0).to(tl.int64)
     b, k = row // K, row % K
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -83,18 +97,22 @@ def merge_kernel(
     for i in range(splits):
         part = tl.load(parts + (first + i * K) * D + d, mask=d < D, other=0.0)
         if SOFTMAX:
-            here = tl.load(part_lse + first + i * K)
+            pair = part_softmax + 2 * (first + i * K)
+            here, inverse = tl.load(pair), tl.load(pair + 1)
+            here = tl.where(inverse == 0, -float("inf"), here)
             new = tl.maximum(top, here)
             base = tl.where(new == float("-inf"), 0.0, new)
-            old, weight = tl.exp(top - base), tl.exp(here - base)
+            old, weight = tl.exp(top - base), tl.exp(here - base) / tl.where(inverse == 0, 1.0, inverse)
             acc = acc * old + part * weight
             total = total * old + weight
             top = new
         else:
             acc += part
     if SOFTMAX:
-        acc = acc / tl.where(total > 0, total, 1.0)
-        tl.store(lse + row, finish_lse(top, total), mask=tl.program_id(1) == 0)
+        top, inverse = finish_softmax(top, total)
+        acc *= inverse
+        tl.store(softmax + 2 * row, top, mask=tl.program_id(1) == 0)
+        tl.store(softmax + 2 * row + 1, inverse, mask=tl.program_id(1) == 0)
     if MEAN:
         acc = acc / kept_count(mask, b, N, m_b, m_n, HAS_MASK, BLOCK_D)
     tl.store(y + row * D + d, acc.to(y.dtype.element_ty), mask=d < D)
@@ -143,24 +161,24 @@ def split_tokens(b: Any, n: Any, chunks: Any, config: Config) -> tuple[Any, Any]
     return ceil_div(n, segment), segment
 
 
-def parts_of(y: Tensor, lse: Tensor, splits: Any) -> tuple[Tensor, Tensor, bool]:
-    """Where the segments write: y and lse themselves, or what `merge` joins."""
+def parts_of(y: Tensor, softmax: Tensor, splits: Any) -> tuple[Tensor, Tensor, bool]:
+    """Where the segments write: y and softmax themselves, or what `merge` joins."""
     if not symbolic(splits) and splits == 1:
-        return y, lse, False
+        return y, softmax, False
     b, k, d = y.shape
     parts = y.new_empty((b, splits, k, d), dtype=torch.float32)
-    return parts, lse.new_empty((b, splits, k)), True
+    return parts, softmax.new_empty((b, splits, k, 2)), True
 
 
 def merge(
-    parts: Tensor, part_lse: Tensor, mask: Tensor | None, n: Any, y: Tensor, lse: Tensor, mean: bool
+    parts: Tensor, part_softmax: Tensor, mask: Tensor | None, n: Any, y: Tensor, softmax: Tensor, mean: bool
 ) -> None:
-    """y [B,K,D] and lse [B,K] from all segments; an empty lse means sigmoid weights, which are summed."""
+    """y [B,K,D] and softmax [B,K,2] from all segments; an empty one means sigmoid weights, simply added."""
     b, splits, k, d = parts.shape
     block = 256
     launch(
-        merge_kernel, (b * k, ceil_div(d, block)), y, parts, part_lse, *mask_arguments(mask, y)[:1], y, lse,
-        n, d, k, *mask_arguments(mask, y)[1:], splits, SOFTMAX=lse.dim() == 2, MEAN=mean,
+        merge_kernel, (b * k, ceil_div(d, block)), y, parts, part_softmax, *mask_arguments(mask, y)[:1], y,
+        softmax, n, d, k, *mask_arguments(mask, y)[1:], splits, SOFTMAX=softmax.dim() == 3, MEAN=mean,
         HAS_MASK=mask is not None, BLOCK_D=block, num_warps=4,
     )  # fmt: skip
 

@@ -7,16 +7,14 @@ floor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch.utils import deterministic as _settings
 
 import jair_kernels
-from jair_kernels import _library
 from jair_kernels._autograd import accumulate_dtype
+from jair_kernels._conditions import ISAS, available_isas, cpu_isa, poisoned_empty
 from jair_kernels._fusion_samples import FUSION_OPS, FusionCase, arguments
 from jair_kernels._rounding import TINY, rounded
 from jair_kernels._samples import Case, Sample, sample_inputs
@@ -54,8 +52,6 @@ FLOOR_ULPS = 2.0
 FLOAT64_FLOOR = 1e-13
 
 _DRAWS = 8  # of random signs in `floors`
-
-ISAS = _library.ISAS
 
 
 def run(sample: Sample, backend: str | None) -> dict[str, Tensor]:
@@ -187,7 +183,11 @@ def _clean(sample: Sample) -> tuple[dict[str, Tensor], Tensor]:
 def _scores(sample: Sample, leaves: dict[str, Tensor], draw: int | None = None) -> Tensor:
     if "scores" in leaves:
         given = leaves["scores"]
-        return given if draw is None else given * (1 + TINY * _signs(given, draw))
+        if draw is None:
+            return given
+        softmax = sample.options.get("weighting") != "sigmoid"  # it sees scores below their largest, exactly
+        depth = 1 + (given - given.amax(1, keepdim=True)).abs() if softmax else given
+        return given + TINY * _signs(given, draw) * depth.detach()
     x = leaves["x"]
     parameters = (leaves["w1"], leaves.get("b1"), leaves["w2"], leaves.get("b2"))
     norm = (leaves.get("norm_weight"), leaves.get("norm_bias"))
@@ -265,42 +265,3 @@ def assert_accurate(sample: Sample, backend: str | None) -> None:
         AssertionError: with every output that breaks it.
     """
     Expectation.of(sample).check(backend)
-
-
-def available_isas() -> tuple[str, ...]:
-    """Instruction sets of the CPU kernels that this processor has, from the plainest to the widest."""
-    return ISAS[: torch.ops.jair_kernels.cpu_isa_best() + 1]
-
-
-@contextmanager
-def cpu_isa(name: str) -> Iterator[None]:
-    """Within the block the CPU kernels use this instruction set: one of `ISAS`.
-
-    Raises:
-        ValueError: the name is unknown or the processor lacks it.
-    """
-    if name not in available_isas():
-        raise ValueError(
-            f"name: expected {' or '.join(map(repr, available_isas()))} on this processor, got {name!r}"
-        )
-    previous = torch.ops.jair_kernels.cpu_isa()
-    torch.ops.jair_kernels.set_cpu_isa(ISAS.index(name))
-    try:
-        yield
-    finally:
-        torch.ops.jair_kernels.set_cpu_isa(previous)
-
-
-@contextmanager
-def poisoned_empty() -> Iterator[None]:
-    """Within the block torch.empty and its kin, also those called by kernels, are filled with NaN."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = _settings.fill_uninitialized_memory  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    _settings.fill_uninitialized_memory = True  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        _settings.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

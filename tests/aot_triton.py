@@ -136,10 +136,10 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     w1, b1, w2, b2, scale, shift = (torch.empty(size, dtype=dtype) for size in ((h, d), h, (k, h), k, d, d))
     mask, parameters = torch.empty(b, n, dtype=torch.bool), (w1, b1, w2, b2, scale, shift)
     for sigmoid in (False, True):
-        y, lse = token_pool.forward(x, scores, mask, sigmoid, True)
-        token_pool.backward(y, x, scores, mask, y, lse, sigmoid, True)
-    y, lse, stats = tokenlearner.forward(x, *parameters, mask, 1e-6, True)
-    tokenlearner.backward(y, x, *parameters, mask, y, lse, stats, True)
+        y, softmax = token_pool.forward(x, scores, mask, sigmoid, True)
+        token_pool.backward(y, x, scores, mask, y, softmax, sigmoid, True)
+    y, softmax, stats = tokenlearner.forward(x, *parameters, mask, 1e-6, True)
+    tokenlearner.backward(y, x, *parameters, mask, y, softmax, stats, True)
     y, stats = tokenfuser.forward(x, tokens, *parameters, 1e-6, True)
     tokenfuser.backward(y, x, tokens, *parameters, stats, True)
 
@@ -177,8 +177,8 @@ def call_query_pool(dtype: torch.dtype, n: int, d: int, k: int) -> None:
     for b, sets, norm in ((64, 1, True), (2, 2, False)):
         x, queries = torch.empty(b, n, d, dtype=dtype), torch.empty(sets, k, d, dtype=dtype)
         mask = torch.empty(b, n, dtype=torch.bool) if norm else None
-        y, lse, stats = query_pool.forward(x, queries, mask, norm, 1e-5)
-        query_pool.backward(y, x, queries, mask, y, lse, stats, norm)
+        y, softmax, stats = query_pool.forward(x, queries, mask, norm, 1e-5)
+        query_pool.backward(y, x, queries, mask, y, softmax, stats, norm)
 
 
 def builds() -> Iterator[tuple[str, Build]]:

@@ -24,8 +24,11 @@ def shapes(op: str) -> list[Case]:
 
 
 def values(op: str, **options: Any) -> list[Case]:
-    """Large means, one dominant score, rows without variance, equal tokens; short and long images."""
-    kinds = ("shifted", "huge_score", "constant", "repeated")
+    """Large means, one dominant score, all scores large, rows without variance, equal tokens; short and long
+    images.
+    """
+    kinds = ["shifted", "huge_score", "constant", "repeated"]
+    kinds += ["far_scores"] * (op == "fused_token_pool")
     return [Case(op, 2, n, 96, 8, h=24, values=kind, options=options) for kind in kinds for n in (1, 7, 197)]
 
 

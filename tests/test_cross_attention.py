@@ -70,3 +70,18 @@ def test_the_thread_count_changes_rounding_alone(threads):
     for name, value in expected.items():
         assert torch.equal(first[name], second[name]), name
         assert torch.allclose(first[name], value, rtol=1e-12, atol=1e-12), name
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["q", "dout"])
+@pytest.mark.parametrize("n", [7, 200])
+def test_a_broken_query_does_not_reach_masked_keys(name, junk, n, target_dtype, isa):
+    sample = FusionCase(OP, 2, 5, n, 24, mask="some").sample(target_dtype)
+    broken = sample.dy if name == "dout" else sample.tensors["q"]
+    broken[0, :, 2] = junk
+    result = run(sample, "cpu")
+    left_out = ~sample.tensors["mask"][:, None, :, None].expand_as(result["dk"])
+    assert not result["dk"][left_out].any()
+    assert not result["dv"][left_out].any()
+    assert not result["dv" if name == "dout" else "dk"][0].isfinite().all()
+    assert all(result[gradient][1].isfinite().all() for gradient in ("dq", "dk", "dv"))

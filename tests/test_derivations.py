@@ -98,15 +98,23 @@ def merge(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> tuple[tor
 
 
 def test_online_softmax_merges_parts_in_any_cut(t: SimpleNamespace) -> None:
-    lse = t.s.logsumexp(0)
     for cuts in ((0, 3, 0, 4), (1,) * N, (N,)):
         parts = [state(s, x) for s, x in zip(t.s.split(cuts), t.x.split(cuts), strict=True)]
         whole = parts[0]
         for part in parts[1:]:
             whole = merge(whole, part)
         assert_close(whole[2] / whole[1][:, None], t.y)
-        assert_close(whole[0] + whole[1].log(), lse)
-    assert_close((t.s - lse).exp(), t.p)
+        assert_close((t.s - whole[0]).exp() / whole[1], t.p)
+
+
+def test_a_log_sum_exp_loses_what_max_and_sum_keep() -> None:
+    torch.manual_seed(0)
+    s = torch.randn(200, K) + 1e4
+    p, top = s.double().softmax(0), s.max(0).values
+    two = (s - top).exp() / (s - top).exp().sum(0)
+    one = (s - s.logsumexp(0)).exp()
+    assert (two / p - 1).abs().max() < 1e-6
+    assert (one / p - 1).abs().max() > 1e-5
 
 
 def test_softmax_backward_needs_one_number_per_token(t: SimpleNamespace) -> None:
@@ -128,8 +136,8 @@ def test_delta_from_the_tile_is_exact_for_one_token() -> None:
     assert (dp - in_another_order).abs().max() > 0
 
 
-def test_delta_as_a_mean_does_not_see_the_rounding_of_lse(t: SimpleNamespace) -> None:
-    """exp(s - lse') with a rounded lse' is p times one factor for all tokens, which the quotient cancels."""
+def test_delta_as_a_mean_does_not_see_a_rounding_that_all_tokens_share(t: SimpleNamespace) -> None:
+    """With a rounded sum every p is off by one factor, which the quotient cancels."""
     dp = t.x @ t.dy.T
     off = t.p * torch.exp(1e-3 * randn(K))
     delta = (off * dp).sum(0) / off.sum(0)

@@ -7,7 +7,7 @@ import torch
 from cases import by_name, far_apart, layouts, shapes, values
 
 from jair_kernels import fused_token_pool
-from jair_kernels.testing import Case, assert_accurate, run
+from jair_kernels.testing import Case, Sample, assert_accurate, run
 
 OP = "fused_token_pool"
 OPTIONS = [{"weighting": w, "reduction": r} for w in ("softmax", "sigmoid") for r in ("sum", "mean")]
@@ -67,6 +67,29 @@ def test_one_token_is_itself(target_dtype):
     x = Case(OP, 2, 1, 96, 8).sample(target_dtype).tensors["x"]
     assert (result["y"] == x).all()
     assert not result["dscores"].any()
+
+
+def test_scores_of_minus_infinity_leave_tokens_out(target_dtype):
+    sample = Case(OP, 2, 7, 48, 3, mask="some").sample(target_dtype)
+    given, keep = sample.tensors["scores"], sample.tensors["mask"]
+    given.masked_fill_(~keep.unsqueeze(-1), -torch.inf)
+    masked = run(sample, "cpu")
+    del sample.tensors["mask"]
+    assert_same(run(sample, "cpu"), masked)
+
+
+def test_scores_of_minus_infinity_alone_give_zeros(target_dtype):
+    sample = Case(OP, 2, 7, 48, 3).sample(target_dtype)
+    sample.tensors["scores"][0, :, 1] = -torch.inf
+    result = run(sample, "cpu")
+    assert not result["y"][0, 1].any()
+    assert not result["dscores"][0, :, 1].any()
+    others = Case(OP, 2, 7, 48, 3).sample(target_dtype)
+    for name in ("x", "scores"):
+        others.tensors[name] = others.tensors[name][1:]
+    alone = run(Sample(OP, "second", others.tensors, others.options, others.dy[1:]), "cpu")
+    assert all(torch.equal(result[name][1:], value) for name, value in alone.items())
+    assert all(t.isfinite().all() for t in result.values())
 
 
 def assert_same(ours, theirs):

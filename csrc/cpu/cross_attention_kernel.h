@@ -42,7 +42,7 @@ class CrossAttention {
       state_ = frame_.take<C>(State::size(m_, dp_)), weights_ = frame_.take<C>(block_ * kp_);
       return;
     }
-    dout_ = frame_.take<C>(m_ * dp_), top_ = frame_.take<C>(kp_), inverse_ = frame_.take<C>(kp_);
+    dout_ = frame_.take<C>(m_ * dp_), softmax_ = Softmax<C>(frame_, kp_);
     dout_columns_ = engine_.make_columns(frame_, p.width, m_);
     q_spread_ = engine_.make_spread(frame_, p.width, m_), dout_spread_ = engine_.make_spread(frame_, p.width, m_);
   }
@@ -68,11 +68,7 @@ class CrossAttention {
 
   void finish(int64_t image, State& state) {
     begin_image(image);
-    C* stats = static_cast<C*>(p_.stats) + 2 * image * m_;
-    for (int64_t m = 0; m < m_; ++m) {
-      stats[2 * m] = state.max[m], stats[2 * m + 1] = state.sum[m] == C(0) ? C(0) : C(1) / state.sum[m];
-      Layout::scale(state.acc, dp_, m, stats[2 * m + 1]);
-    }
+    finish_softmax(state, static_cast<C*>(p_.stats) + 2 * image * m_, m_, dp_, C(1));
     write_queries(state.acc, C(1), p_.o);
   }
 
@@ -177,14 +173,9 @@ class CrossAttention {
     begin_image(image);
     if (backward_) return;
     backward_ = true;
-    const C* stats = static_cast<const C*>(p_.stats) + 2 * image * m_;
-    zero(top_, kp_), zero(inverse_, kp_);
-    for (int64_t m = 0; m < m_; ++m) {
-      inverse_[m] = stats[2 * m + 1];
-      if (inverse_[m] != C(0)) top_[m] = stats[2 * m];  // else there is no key, and no largest score
-    }
-    load_queries(p_.q, p_.scale, q_, inverse_);
-    load_queries(p_.dout, 1, dout_, inverse_);
+    softmax_.read(p_.stats, image, m_, kp_);
+    load_queries(p_.q, p_.scale, q_, softmax_.inverse);
+    load_queries(p_.dout, 1, dout_, softmax_.inverse);
     E::set_columns(q_columns_, q_, m_), E::set_columns(dout_columns_, dout_, m_);
     E::set_spread(q_spread_, q_), E::set_spread(dout_spread_, dout_);
   }
@@ -209,7 +200,12 @@ class CrossAttention {
     const T* v = static_cast<const T*>(p_.v.data) + at_key(p_.v, n);
     const uint8_t* kept = keep(n);
     int64_t step = p_.mask_token;
-    if (range_.any()) kept = range_.find_kept(n, rows, k, p_.k.token, v, p_.v.token, p_.width, kept, step), step = 1;
+    attended_ = kept;
+    if (range_.any()) {
+      kept = range_.find_kept(n, rows, k, p_.k.token, v, p_.v.token, p_.width, kept, step), step = 1;
+      attended_ = range_.attended();
+    }
+    attended_step_ = step;
     engine_.load_rows(k_rows_, 0, rows, p_.width, {k, p_.k.token, kept, step}, nullptr);
     engine_.load_rows(v_rows_, 0, rows, p_.width, {v, p_.v.token, kept, step}, nullptr);
     loaded_ = n;
@@ -219,21 +215,24 @@ class CrossAttention {
   void weights_again(int64_t n, int64_t rows, C* p) const {
     const uint8_t* mask = range_.any() ? nullptr : keep(n);
     constexpr C kNone = -std::numeric_limits<C>::infinity();
-    for (int64_t m = 0; m < kp_; m += kLanes<C>) {
-      const Vec<C> top = load(top_ + m), inverse = load(inverse_ + m);
-      for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool kept = !mask || mask[i * p_.mask_token];
+      for (int64_t m = 0; m < kp_; m += kLanes<C>) {
         C* at = p + i * kp_ + m;
         const Vec<C> s = load(at);
-        const bool kept = !mask || mask[i * p_.mask_token];
-        store(at, kept ? (s == kNone ? Vec<C>{} : exp(s - top) * inverse) : Vec<C>{});
+        store(at, kept ? (s == kNone ? Vec<C>{} : softmax_.weights(s, m)) : Vec<C>{});
       }
     }
   }
 
+  // Gradients of the block's keys `first`.. from weights and rows of the queries.
   void spread(const C* weights, const typename E::Spread& s, int64_t first, int64_t count, const Heads<void*>& to,
               int64_t key) const {
-    engine_.spread(first, count, p_.width, {weights, kp_, &s}, {nullptr, 0, nullptr}, {nullptr, nullptr, nullptr},
-                   static_cast<T*>(to.data) + at_key(to, key), to.token);
+    T* rows = static_cast<T*>(to.data) + at_key(to, key);
+    engine_.spread(first, count, p_.width, {weights, kp_, &s}, {nullptr, 0, nullptr}, {nullptr, nullptr, nullptr}, rows,
+                   to.token);
+    const uint8_t* attended = attended_ ? attended_ + first * attended_step_ : nullptr;
+    zero_masked_rows(rows, to.token, p_.width, count, attended, attended_step_);
   }
 
   void write_zeros(const Heads<void*>& to, int64_t n, int64_t rows) const {
@@ -251,10 +250,12 @@ class CrossAttention {
   C* q_;
   typename E::Columns q_columns_;
   KeyRange<C> range_;
-  C *row_, *weights_ = nullptr, *state_ = nullptr, *dout_ = nullptr, *top_ = nullptr, *inverse_ = nullptr;
+  C *row_, *weights_ = nullptr, *state_ = nullptr, *dout_ = nullptr;
+  Softmax<C> softmax_;
   typename E::Columns dout_columns_;
   typename E::Spread q_spread_, dout_spread_;
-  int64_t image_ = -1, sample_ = 0, group_ = 0, loaded_ = -1;
+  const uint8_t* attended_ = nullptr;  // of the keys that the rows hold; null: all
+  int64_t image_ = -1, sample_ = 0, group_ = 0, loaded_ = -1, attended_step_ = 0;
   bool backward_ = false;
 };
 

@@ -85,7 +85,10 @@ namespace {
 
 int64_t cpu_isa_best() { return static_cast<int64_t>(jair::best_isa()); }
 int64_t cpu_isa() { return static_cast<int64_t>(jair::active_isa()); }
-int64_t set_cpu_isa(int64_t isa) { return static_cast<int64_t>(jair::set_isa(static_cast<jair::Isa>(isa))); }
+int64_t set_cpu_isa(int64_t isa) {
+  STD_TORCH_CHECK(isa >= 0, "isa: expected 0 or more, got ", isa);
+  return static_cast<int64_t>(jair::set_isa(static_cast<jair::Isa>(std::min(isa, cpu_isa_best()))));
+}
 
 }  // namespace
 

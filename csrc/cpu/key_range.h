@@ -49,6 +49,9 @@ class KeyRange {
     return kept_;
   }
 
+  // Which of the rows that find_kept saw last some query may attend, broken ones too.
+  const uint8_t* attended() const { return state_; }
+
   // Scores of keys that are masked or out of a query's range become -inf, of broken ones in range NaN.
   void exclude(int64_t n, int64_t rows, C* scores) const {
     if (!p_.range) return;
@@ -68,7 +71,7 @@ class KeyRange {
 
  private:
   static constexpr int64_t kMostRows = 1024;
-  enum : uint8_t { kMasked, kFinite, kBroken };
+  enum : uint8_t { kMasked = 0, kFinite, kBroken };
 
   int64_t bound(int64_t at) const {
     return p_.range_is_32 ? static_cast<const int32_t*>(p_.range)[at] : static_cast<const int64_t*>(p_.range)[at];

@@ -31,11 +31,11 @@ inline void zero(C* p, int64_t count) {
   std::memset(p, 0, count * sizeof(C));
 }
 
-// Gradients of masked tokens: weights of 0 times an output's gradient that is not finite are not 0.
+// Gradients of masked tokens: a weight of 0 times a gradient or query that is not finite is not 0.
 template <typename T>
-inline void zero_masked_rows(T* rows, int64_t width, int64_t count, const uint8_t* mask, int64_t stride) {
+inline void zero_masked_rows(T* rows, int64_t ld, int64_t width, int64_t count, const uint8_t* mask, int64_t step) {
   for (int64_t n = 0; mask && n < count; ++n) {
-    if (!mask[n * stride]) std::memset(static_cast<void*>(rows + n * width), 0, width * sizeof(T));
+    if (!mask[n * step]) std::memset(static_cast<void*>(rows + n * ld), 0, width * sizeof(T));
   }
 }
 
@@ -150,14 +150,34 @@ inline void merge(PoolState<C, Layout>& into, PoolState<C, Layout>& from, int64_
   for (int64_t i = 0; i < size; i += kLanes<C>) store(into.acc + i, load(into.acc + i) + load(from.acc + i));
 }
 
-// acc / sum * factor in place (zero where nothing was kept) and lse = max + log(sum).
+// acc / sum * factor in place, and the pairs [K,2] that a backward reads: max and 1/sum. Both are 0, as is the output,
+// where nothing was kept, or nothing but scores of -inf. (One number, the log-sum-exp, would round what exp is taken
+// of: scores near 1e4 leave it, and so the weights, three digits.)
 template <typename C, typename Layout>
-inline void finish_softmax(PoolState<C, Layout>& state, C* lse, int64_t outputs, int64_t dp, C factor) {
+inline void finish_softmax(PoolState<C, Layout>& state, C* pairs, int64_t outputs, int64_t dp, C factor) {
   for (int64_t k = 0; k < outputs; ++k) {
-    Layout::scale(state.acc, dp, k, state.sum[k] == C(0) ? C(0) : factor / state.sum[k]);
-    lse[k] = state.max[k] + std::log(state.sum[k]);
+    const bool none = state.sum[k] == C(0);
+    pairs[2 * k] = none ? C(0) : state.max[k], pairs[2 * k + 1] = none ? C(0) : C(1) / state.sum[k];
+    Layout::scale(state.acc, dp, k, none ? C(0) : factor / state.sum[k]);
   }
 }
+
+// A softmax as its backward reads it: max and 1/sum of every output, [Kp] each.
+template <typename C>
+struct Softmax {
+  C *max = nullptr, *inverse = nullptr;
+
+  Softmax() = default;
+  Softmax(Scratch::Frame& frame, int64_t kp) : max(frame.take<C>(kp)), inverse(frame.take<C>(kp)) {}
+
+  void read(const void* pairs, int64_t image, int64_t outputs, int64_t kp) {
+    const C* from = static_cast<const C*>(pairs) + 2 * image * outputs;
+    zero(max, kp), zero(inverse, kp);
+    for (int64_t k = 0; k < outputs; ++k) max[k] = from[2 * k], inverse[k] = from[2 * k + 1];
+  }
+
+  Vec<C> weights(Vec<C> scores, int64_t k) const { return exp(scores - load(max + k)) * load(inverse + k); }
+};
 
 // Joins the states of images that were split between threads, in the order of their tokens, and hands each to
 // finish(image, state).
@@ -178,7 +198,7 @@ inline void merge_partials(const Plan& plan, C* partials, int64_t size, int64_t 
 
 // What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e
 // of the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of
-// the rounding of lse, which is the same for all tokens of an image and would add up in the gradients of weights. So
+// the rounding of 1/sum, which is the same for all tokens of an image and would add up in the gradients of weights. So
 // would that of long sums: both are compensated, with their `excess` [2,kp].
 template <typename C>
 struct Kept {

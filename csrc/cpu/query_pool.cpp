@@ -36,31 +36,31 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor queries, OptionalTen
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   QueryPoolParams p = make_params(rows, dense_queries, mask, plan);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
-  Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype), lse = empty(x, {p.batch, p.outputs}, statistic);
+  Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype), softmax = empty(x, {p.batch, p.outputs, 2}, statistic);
   Tensor stats = norm ? empty(x, {p.batch, p.tokens, 2}, statistic) : empty(x, {0}, statistic);
-  p.y = y.data_ptr(), p.lse = lse.data_ptr(), p.eps = eps;
+  p.y = y.data_ptr(), p.softmax = softmax.data_ptr(), p.eps = eps;
   p.stats = norm ? stats.data_ptr() : nullptr;
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(query_pool_forward, T, p);
   });
-  return {y, lse, stats};
+  return {y, softmax, stats};
 }
 
-std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor queries, OptionalTensor mask, Tensor y, Tensor lse,
+std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor queries, OptionalTensor mask, Tensor y, Tensor softmax,
                                     Tensor stats, bool norm) {
   const Tensor rows = with_dense_rows(x), dense_queries = torch::stable::contiguous(queries);
   const Tensor dense_dy = torch::stable::contiguous(dy);
-  const Tensor dense_lse = torch::stable::contiguous(lse), dense_stats = torch::stable::contiguous(stats);
+  const Tensor dense_softmax = torch::stable::contiguous(softmax), dense_stats = torch::stable::contiguous(stats);
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   QueryPoolParams p = make_params(rows, dense_queries, mask, plan);
   const ScalarType dtype = x.scalar_type();
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, dtype, "dy");
-  check_kept(dense_lse, {p.batch, p.outputs}, x, "lse");
+  check_kept(dense_softmax, {p.batch, p.outputs, 2}, x, "softmax");
   if (norm) check_kept(dense_stats, {p.batch, p.tokens, 2}, x, "stats");
   Tensor dx = empty(x, {p.batch, p.tokens, p.width}, dtype), dqueries = torch::stable::empty_like(dense_queries);
-  p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
+  p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();
   p.stats = norm ? dense_stats.data_ptr() : nullptr;
   p.dx = dx.data_ptr(), p.dqueries = dqueries.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {

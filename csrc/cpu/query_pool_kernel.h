@@ -47,7 +47,7 @@ class QueryPool {
     }
     dy_ = OutputRows<T>(tokens_.engine, frame_, p.width, k_, true);
     scores_ = frame_.take<C>(E::kStrip * kChunk), dweights_ = frame_.take<C>(E::kStrip * kChunk);
-    lse_ = frame_.take<C>(kp_), constant_ = frame_.take<C>(block_), linear_ = frame_.take<C>(block_);
+    softmax_ = Softmax<C>(frame_, kp_), constant_ = frame_.take<C>(block_), linear_ = frame_.take<C>(block_);
     if (!p.shared) sums_ = frame_.take<C>(QuerySums<T>::size(p));
   }
 
@@ -72,7 +72,7 @@ class QueryPool {
   }
 
   void finish(int64_t image, State& state) {
-    finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, C(1));
+    finish_softmax(state, static_cast<C*>(p_.softmax) + 2 * image * k_, k_, dp_, C(1));
     Scratch::Frame frame;
     C* row = frame.take<C>(dp_);
     T* y = static_cast<T*>(p_.y) + image * k_ * p_.width;
@@ -126,7 +126,7 @@ class QueryPool {
         T* dx = static_cast<T*>(p_.dx) + (s.image * p_.tokens + n + i) * p_.width;
         tokens_.engine.spread(i, count, p_.width, {p, kp_, &dy_.spread()}, {ds, kp_, &queries().spread()}, less, dx,
                               p_.width);
-        zero_masked_rows(dx, p_.width, count, tokens_.keep(s.image, n + i), p_.mask_token);
+        zero_masked_rows(dx, p_.width, p_.width, count, tokens_.keep(s.image, n + i), p_.mask_token);
       }
       tokens_.engine.gather(tokens_.rows, rows, kept.dp + at * kp_, kp_, k_, sums);
     }
@@ -147,8 +147,7 @@ class QueryPool {
     if (!p_.shared) own_.set(static_cast<const T*>(p_.queries) + first);
     if (!p_.dy) return;
     dy_.set(static_cast<const T*>(p_.dy) + first);
-    zero(lse_, kp_);
-    std::memcpy(lse_, static_cast<const C*>(p_.lse) + image * k_, k_ * sizeof(C));
+    softmax_.read(p_.softmax, image, k_, kp_);
   }
 
   void load_block(int64_t image, int64_t token, int64_t count) {
@@ -192,7 +191,7 @@ class QueryPool {
           const int64_t to = (at + i + n) * kp_ + first;
           for (int64_t k = 0; k < ld; k += kLanes<C>) {
             const Vec<C> s = load(scores_ + n * ld + k);
-            store(kept.p + to + k, keep ? exp(s - load(lse_ + first + k)) : Vec<C>{});
+            store(kept.p + to + k, keep ? softmax_.weights(s, first + k) : Vec<C>{});
             store(kept.dp + to + k, load(dweights_ + n * ld + k));
             if (p_.stats) store(kept.centred + to + k, s);
           }
@@ -229,7 +228,8 @@ class QueryPool {
   const int64_t block_;
   OutputRows<T> own_, dy_;
   int64_t image_ = -1, loaded_ = -1;  // the image of own_ and dy_; the first token of the block that the rows hold
-  C *weights_ = nullptr, *state_ = nullptr, *scores_ = nullptr, *dweights_ = nullptr, *lse_ = nullptr;
+  C *weights_ = nullptr, *state_ = nullptr, *scores_ = nullptr, *dweights_ = nullptr;
+  Softmax<C> softmax_;
   C *constant_ = nullptr, *linear_ = nullptr, *sums_ = nullptr;
 };
 

@@ -5,13 +5,13 @@
 
 namespace jair {
 
-// Queries, y, lse, dy, dx and dqueries are contiguous.
+// Queries, y, softmax, dy, dx and dqueries are contiguous.
 struct QueryPoolParams : TokenRowsParams {  // stats null: no LayerNorm
   int64_t outputs;                          // K
   bool shared;                              // one set of queries for all images
   const void* queries;                      // [1,K,D] or [B,K,D]
   void* y;                                  // [B,K,D]
-  void* lse;                                // [B,K]
+  void* softmax;                            // max and 1/sum, [B,K,2]
   const void* dy;                           // [B,K,D]
   void* dx;                                 // [B,N,D]
   void* dqueries;                           // like queries

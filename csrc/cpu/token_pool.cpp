@@ -48,27 +48,27 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
   Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype);
-  Tensor lse = sigmoid ? empty(x, {0}, statistic) : empty(x, {p.batch, p.outputs}, statistic);
-  p.y = y.data_ptr(), p.lse = lse.data_ptr();
+  Tensor softmax = sigmoid ? empty(x, {0}, statistic) : empty(x, {p.batch, p.outputs, 2}, statistic);
+  p.y = y.data_ptr(), p.softmax = softmax.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(token_pool_forward, T, p);
   });
-  return {y, lse};
+  return {y, softmax};
 }
 
-std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor, Tensor lse,
-                                    bool sigmoid, bool mean) {
+std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor,
+                                    Tensor softmax, bool sigmoid, bool mean) {
   const Inputs in{with_dense_rows(x), with_dense_rows(scores), mask};
-  const Tensor dense_dy = torch::stable::contiguous(dy), dense_lse = torch::stable::contiguous(lse);
+  const Tensor dense_dy = torch::stable::contiguous(dy), dense_softmax = torch::stable::contiguous(softmax);
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, x.scalar_type(), "dy");
-  if (!sigmoid) check_kept(lse, {p.batch, p.outputs}, x, "lse");
+  if (!sigmoid) check_kept(softmax, {p.batch, p.outputs, 2}, x, "softmax");
   Tensor dx = empty(x, {p.batch, p.tokens, p.width}, x.scalar_type());
   Tensor dscores = empty(x, {p.batch, p.tokens, p.outputs}, x.scalar_type());
-  p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
+  p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();
   p.dx = dx.data_ptr(), p.dscores = dscores.data_ptr();
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);

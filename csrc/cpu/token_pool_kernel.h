@@ -27,6 +27,7 @@ class TokenPool {
       return;
     }
     dy_ = frame_.take<C>(k_ * dp_), weights_ = frame_.take<C>(E::kStrip * kp_);
+    softmax_ = Softmax<C>(frame_, kp_);
     columns_ = engine_.make_columns(frame_, p.width, k_), spread_ = engine_.make_spread(frame_, p.width, k_);
   }
 
@@ -56,7 +57,7 @@ class TokenPool {
     if (p_.sigmoid) {
       for (int64_t k = 0; k < k_; ++k) Layout::scale(state.acc, dp_, k, factor);
     } else {
-      finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, factor);
+      finish_softmax(state, static_cast<C*>(p_.softmax) + 2 * image * k_, k_, dp_, factor);
     }
     T* y = static_cast<T*>(p_.y) + image * k_ * p_.width;
     for (int64_t k = 0; k < k_; ++k) {
@@ -85,7 +86,7 @@ class TokenPool {
       C *p = kept_rows.p + (n - s.begin) * kp_, *dp = kept_rows.dp + (n - s.begin) * kp_;
       load_rows(s.image, n, 0, count);
       load_scores(s.image, n, count, p);
-      weights_from_lse(s.image, n, count, p);
+      weights_again(s.image, n, count, p);
       engine_.times(rows_, 0, count, columns_, dp);
       for (int64_t i = 0; i < count * kp_; i += kLanes<C>) {
         store(dp + i, load(dp + i) * factor);
@@ -95,7 +96,7 @@ class TokenPool {
       T* dx = static_cast<T*>(p_.dx) + (s.image * p_.tokens + n) * p_.width;
       engine_.spread(0, count, p_.width, {weights_, kp_, &spread_}, {nullptr, 0, nullptr}, {nullptr, nullptr, nullptr},
                      dx, p_.width);
-      zero_masked_rows(dx, p_.width, count, keep(s.image, n), p_.mask_token);
+      zero_masked_rows(dx, p_.width, p_.width, count, keep(s.image, n), p_.mask_token);
     }
   }
 
@@ -112,7 +113,7 @@ class TokenPool {
       }
       convert_row_back(kept_rows.dp + n * kp_, dscores + n * k_, k_);
     }
-    zero_masked_rows(dscores, k_, s.end - s.begin, keep(s.image, s.begin), p_.mask_token);
+    zero_masked_rows(dscores, k_, k_, s.end - s.begin, keep(s.image, s.begin), p_.mask_token);
   }
 
  private:
@@ -153,18 +154,18 @@ class TokenPool {
     }
     E::set_columns(columns_, dy_, k_);
     E::set_spread(spread_, dy_);
+    if (!p_.sigmoid) softmax_.read(p_.softmax, image, k_, kp_);
   }
 
   // Scores become weights.
-  void weights_from_lse(int64_t image, int64_t token, int64_t count, C* p) {
+  void weights_again(int64_t image, int64_t token, int64_t count, C* p) {
     const uint8_t* mask = keep(image, token);
     if (p_.sigmoid) return sigmoid_weights(p, count, mask, p_.mask_token, k_);
-    const C* lse = static_cast<const C*>(p_.lse) + image * k_;
-    for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-      const Vec<C> shift = load_part(lse + k, std::min<int64_t>(kLanes<C>, k_ - k));
-      for (int64_t n = 0; n < count; ++n) {
-        const bool kept = !mask || mask[n * p_.mask_token];
-        store(p + n * kp_ + k, kept ? exp(load(p + n * kp_ + k) - shift) : Vec<C>{});
+    for (int64_t n = 0; n < count; ++n) {
+      const bool kept = !mask || mask[n * p_.mask_token];
+      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
+        C* at = p + n * kp_ + k;
+        store(at, kept ? softmax_.weights(load(at), k) : Vec<C>{});
       }
     }
   }
@@ -176,6 +177,7 @@ class TokenPool {
   const int64_t block_;
   typename E::Rows rows_;
   C *row_, *weights_, *state_ = nullptr, *dy_ = nullptr;
+  Softmax<C> softmax_;
   typename E::Columns columns_;
   typename E::Spread spread_;
 };

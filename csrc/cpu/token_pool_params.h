@@ -17,7 +17,7 @@ struct TokenPoolParams {
   int64_t mask_image, mask_token;
   bool sigmoid, mean;
   void* y;
-  void* lse;       // [B,K], softmax only
+  void* softmax;   // max and 1/sum [B,K,2], not for sigmoid
   void* partials;  // forward: a pooling state for each partial segment of the plan
   const void* dy;
   void* dx;

@@ -28,33 +28,33 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, OptionalTensor b
   p.mlp = tensors.params(eps, tanh);
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   Tensor y = empty(x, {b, k, d}, x.scalar_type());
-  Tensor lse = empty(x, {b, k}, tensors.statistic()), stats = empty(x, {b, n, 2}, tensors.statistic());
+  Tensor softmax = empty(x, {b, k, 2}, tensors.statistic()), stats = empty(x, {b, n, 2}, tensors.statistic());
   const Plan plan(b, n, thread_count(), kGrain);
-  p.y = y.data_ptr(), p.lse = lse.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
+  p.y = y.data_ptr(), p.softmax = softmax.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(tokenlearner_forward, T, p);
   });
-  return {y, lse, stats};
+  return {y, softmax, stats};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor dy, Tensor x, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2, OptionalTensor norm_weight,
-    OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor, Tensor lse, Tensor stats, bool tanh) {
+    OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor, Tensor softmax, Tensor stats, bool tanh) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, mask);
   TokenLearnerParams p{};
   p.mlp = tensors.params(0, tanh);
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   check_shape(dy, {b, k, d}, "dy");
   check_dtype(dy, x.scalar_type(), "dy");
-  check_kept(lse, {b, k}, x, "lse");
+  check_kept(softmax, {b, k, 2}, x, "softmax");
   check_kept(stats, {b, n, 2}, x, "stats");
   const Tensor dense_dy = torch::stable::contiguous(dy);
-  const Tensor dense_lse = torch::stable::contiguous(lse), dense_stats = torch::stable::contiguous(stats);
+  const Tensor dense_softmax = torch::stable::contiguous(softmax), dense_stats = torch::stable::contiguous(stats);
   Tensor dx = empty(x, {b, n, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);
-  p.dy = dense_dy.data_ptr(), p.lse = dense_lse.data_ptr();
+  p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();
   p.mlp.stats = dense_stats.data_ptr(), p.dx = dx.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);

@@ -27,7 +27,8 @@ class TokenLearner {
       weights_ = frame_.take<C>(mlp_.block * kp_);
       return;
     }
-    dy_ = frame_.take<C>(k_ * dp_), dy_sum_ = frame_.take<C>(kp_), lse_ = frame_.take<C>(kp_);
+    dy_ = frame_.take<C>(k_ * dp_), dy_sum_ = frame_.take<C>(kp_);
+    softmax_ = Softmax<C>(frame_, kp_);
     dy_columns_ = mlp_.engine.make_columns(frame_, p.mlp.width, k_);
     dy_spread_ = mlp_.engine.make_spread(frame_, p.mlp.width, k_);
   }
@@ -51,7 +52,7 @@ class TokenLearner {
   }
 
   void finish(int64_t image, State& state) {
-    finish_softmax(state, static_cast<C*>(p_.lse) + image * k_, k_, dp_, C(1));
+    finish_softmax(state, static_cast<C*>(p_.softmax) + 2 * image * k_, k_, dp_, C(1));
     Scratch::Frame frame;
     C* row = frame.take<C>(dp_);
     T* y = static_cast<T*>(p_.y) + image * k_ * p_.mlp.width;
@@ -83,7 +84,7 @@ class TokenLearner {
         mlp_.load_rows(s.image, n + i, i, count);
         mlp_.scores(i, count, kept.p + at * kp_, kept.centred + at * hp_);
         mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_);
-        weights_from_lse(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_);
+        weights_again(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_);
         kept.add(kept.p + at * kp_, kept.dp + at * kp_, count, kp_);
       }
       loaded_ = n;
@@ -135,7 +136,7 @@ class TokenLearner {
     image_ = image, loaded_ = -1;
     const int64_t width = p_.mlp.width;
     const T* dy = static_cast<const T*>(p_.dy) + image * k_ * width;
-    zero(dy_sum_, kp_), zero(lse_, kp_);
+    zero(dy_sum_, kp_);
     for (int64_t k = 0; k < k_; ++k) {
       C* row = dy_ + k * dp_;
       zero(row + padded<C>(width), dp_ - padded<C>(width));
@@ -144,19 +145,19 @@ class TokenLearner {
       for (int64_t d = 0; d < dp_; d += kLanes<C>) total += load(row + d);
       dy_sum_[k] = sum<C>(total);
     }
-    std::memcpy(lse_, static_cast<const C*>(p_.lse) + image * k_, k_ * sizeof(C));
+    softmax_.read(p_.softmax, image, k_, kp_);
     E::set_columns(dy_columns_, dy_, k_);
     E::set_spread(dy_spread_, dy_);
   }
 
-  // Scores become P = exp(s - lse), 0 where masked; dP gets what the shift left out.
-  void weights_from_lse(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp) {
+  // Scores become P, 0 where masked; dP gets what the shift left out.
+  void weights_again(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp) {
     for (int64_t n = 0; n < count; ++n) {
       const bool kept = !mask || mask[n * p_.mlp.mask_token];
       const C shift = mlp_.rows.shift[first + n];
       for (int64_t k = 0; k < kp_; k += kLanes<C>) {
         const int64_t i = n * kp_ + k;
-        store(p + i, kept ? exp(load(p + i) - load(lse_ + k)) : Vec<C>{});
+        store(p + i, kept ? softmax_.weights(load(p + i), k) : Vec<C>{});
         store(dp + i, load(dp + i) + shift * load(dy_sum_ + k));
       }
     }
@@ -167,7 +168,8 @@ class TokenLearner {
   const int64_t k_, kp_, hp_, dp_;
   ScoreMlp<T> mlp_;
   int64_t image_ = -1, loaded_ = -1;  // the image that dy_ holds; the first token of the block that the rows hold
-  C *weights_ = nullptr, *state_ = nullptr, *dy_ = nullptr, *dy_sum_ = nullptr, *lse_ = nullptr;
+  C *weights_ = nullptr, *state_ = nullptr, *dy_ = nullptr, *dy_sum_ = nullptr;
+  Softmax<C> softmax_;
   typename E::Columns dy_columns_;
   typename E::Spread dy_spread_;
 };

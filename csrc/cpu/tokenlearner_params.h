@@ -8,7 +8,7 @@ namespace jair {
 struct TokenLearnerParams {
   ScoreMlpParams mlp;
   void* y;         // [B,K,D]
-  void* lse;       // [B,K]
+  void* softmax;   // max and 1/sum, [B,K,2]
   const void* dy;  // [B,K,D]
   void* dx;        // [B,N,D]
   void* partials;  // forward: a pooling state for each partial segment of the plan

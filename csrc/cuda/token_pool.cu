@@ -2,8 +2,7 @@
 //
 //   forward   softmax_partials   max and sum of the scores, per share of an image's tokens
 //             pool_tokens        y = P^T x: every warp has 8 outputs and 32 packs of columns in registers
-//   backward  softmax_partials   (again: normalising by max and sum is more exact than by the saved lse)
-//             score_gradients    dP = dY x^T and, per share, sum_n p dP
+//   backward  score_gradients    dP = dY x^T and, per share, sum_n p dP
 //             token_gradients    dx = P dY and dS = p (dP - delta), sigmoid: dP p (1 - p)
 //
 // delta_k = sum_n p dP is summed from the same p and dP that it is subtracted from, so that dS of a single
@@ -67,14 +66,19 @@ struct Call {
 
 float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
 
-// What forward and backward begin with: the factors of "mean" and the softmax statistics [B, share, K, 2].
+// What forward and backward begin with: the factors of "mean".
 template <typename T>
-Tensor prepare(const Call& call, const Launcher& launch, Split split) {
+void find_factors(const Call& call, const Launcher& launch) {
+  if (!call.factors) return;
   const Inputs<T> in = call.inputs<T>();
-  if (call.factors) {
-    launch(&mean_factors, grid(in.batch), kThreads, in.mask, in.mask_image, in.mask_token, in.tokens,
-           floats(*call.factors));
-  }
+  launch(&mean_factors, grid(in.batch), kThreads, in.mask, in.mask_image, in.mask_token, in.tokens,
+         floats(*call.factors));
+}
+
+// Max and sum of the softmax in every share of the tokens, [B, share, K, 2].
+template <typename T>
+Tensor find_softmax(const Call& call, const Launcher& launch, Split split) {
+  const Inputs<T> in = call.inputs<T>();
   if (call.sigmoid) return empty(call.x, {0}, ScalarType::Float);
   Tensor partials = empty(call.x, {in.batch, split.count, in.outputs, 2}, ScalarType::Float);
   int lanes = 1;
@@ -87,68 +91,74 @@ Tensor prepare(const Call& call, const Launcher& launch, Split split) {
 Split softmax_split(const Call& call) { return make_split(call.tokens(), call.batch(), 512, 128); }
 
 template <typename T, bool Wide>
-void launch_forward(const Call& call, const Launcher& launch, const Tensor& y, const Tensor& lse) {
+void launch_forward(const Call& call, const Launcher& launch, const Tensor& y, Statistics* softmax) {
   const Tile tile = make_tile(call.outputs());
   const Split statistics = softmax_split(call);
   const int64_t chunks = call.chunks<T>(), output_tiles = call.output_tiles(tile);
   const Split split = make_split(call.tokens(), call.batch() * chunks * output_tiles, 264, 32);
-  const Tensor partials = prepare<T>(call, launch, statistics);
+  find_factors<T>(call, launch);
+  const Tensor partials = find_softmax<T>(call, launch, statistics);
   const auto* sums = static_cast<const Statistics*>(partials.data_ptr());
   const dim3 blocks = grid(call.batch() * split.count * chunks, output_tiles);
   T* out = static_cast<T*>(y.data_ptr());
   if (split.count == 1) {
     launch(&pool_tokens<T, T, Wide>, blocks, tile.threads(), call.inputs<T>(), split, tile, statistics, sums, out,
-           floats(lse));
+           softmax);
     return;
   }
   const int64_t size = call.batch() * call.outputs() * call.width();
   const Tensor shares = empty(call.x, {split.count, size}, ScalarType::Float);
   launch(&pool_tokens<T, float, Wide>, blocks, tile.threads(), call.inputs<T>(), split, tile, statistics, sums,
-         floats(shares), floats(lse));
+         floats(shares), softmax);
   launch(&add_shares<T>, grid((size + kThreads - 1) / kThreads), kThreads, floats(shares), split.count, size, out);
 }
 
 template <typename T, bool Wide>
-void launch_backward(const Call& call, const Launcher& launch, const Tensor& dy, const Tensor& dx, const Tensor& ds) {
+void launch_backward(const Call& call, const Launcher& launch, const Tensor& dy, const Statistics* softmax,
+                     const Tensor& dx, const Tensor& ds) {
   const Tile tile = make_tile(call.outputs());
-  const Split statistics = softmax_split(call);
   const int64_t output_tiles = call.output_tiles(tile), tiles = (call.tokens() + kTileRows - 1) / kTileRows;
   const Split split = make_split(call.tokens(), call.batch() * output_tiles, 1024, kQuad * tile.ways);
-  const Tensor partials = prepare<T>(call, launch, statistics);
-  const auto* sums = static_cast<const Statistics*>(partials.data_ptr());
+  find_factors<T>(call, launch);
   const Tensor dp = empty(call.x, {call.batch(), call.tokens(), call.outputs()}, ScalarType::Float);
   const Tensor deltas = empty(call.x, {call.batch(), split.count, call.outputs()}, ScalarType::Float);
   const T* grad = static_cast<const T*>(dy.data_ptr());
   launch(&score_gradients<T, Wide>, grid(call.batch() * split.count, output_tiles), tile.threads(), call.inputs<T>(),
-         split, tile, statistics, sums, grad, floats(dp), floats(deltas));
+         split, tile, softmax, grad, floats(dp), floats(deltas));
   launch(&token_gradients<T, Wide>, grid(call.batch() * tiles * call.chunks<T>()), kThreads, call.inputs<T>(), split,
-         statistics, sums, grad, floats(dp), floats(deltas), static_cast<T*>(dx.data_ptr()),
-         static_cast<T*>(ds.data_ptr()));
+         softmax, grad, floats(dp), floats(deltas), static_cast<T*>(dx.data_ptr()), static_cast<T*>(ds.data_ptr()));
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask, bool sigmoid, bool mean) {
   const Launcher launch(x);
   const Call call(x, scores, mask, sigmoid, mean);
   Tensor y = empty(x, {call.batch(), call.outputs(), call.width()}, x.scalar_type());
-  Tensor lse = sigmoid ? empty(x, {0}, ScalarType::Float) : empty(x, {call.batch(), call.outputs()}, ScalarType::Float);
-  if (call.batch() == 0) return {y, lse};
+  Tensor softmax =
+      sigmoid ? empty(x, {0}, ScalarType::Float) : empty(x, {call.batch(), call.outputs(), 2}, ScalarType::Float);
+  if (call.batch() == 0) return {y, softmax};
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     const Inputs<T> in = call.inputs<T>();
     const bool wide = rows_are_aligned(in.x, in.width, {in.x_image, in.x_token});
-    wide ? launch_forward<T, true>(call, launch, y, lse) : launch_forward<T, false>(call, launch, y, lse);
+    auto* kept = static_cast<Statistics*>(softmax.data_ptr());
+    wide ? launch_forward<T, true>(call, launch, y, kept) : launch_forward<T, false>(call, launch, y, kept);
   });
-  return {y, lse};
+  return {y, softmax};
 }
 
-// y and lse, which other backends need, are recomputed here as delta and as softmax statistics.
-std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor, Tensor,
-                                    bool sigmoid, bool mean) {
+// y . dy, for which other backends need y, is summed here as delta.
+std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, OptionalTensor mask, OptionalTensor,
+                                    Tensor softmax, bool sigmoid, bool mean) {
   const Launcher launch(x);
   const Call call(x, scores, mask, sigmoid, mean);
   const Tensor grad = torch::stable::contiguous(dy);
   check_shape(grad, {call.batch(), call.outputs(), call.width()}, "dy");
   call.check_operand(grad, x.scalar_type(), "dy");
+  const Tensor dense_softmax = torch::stable::contiguous(softmax);
+  if (!sigmoid) {
+    check_shape(dense_softmax, {call.batch(), call.outputs(), 2}, "softmax");
+    call.check_operand(dense_softmax, ScalarType::Float, "softmax");
+  }
   Tensor dx = empty(x, {call.batch(), call.tokens(), call.width()}, x.scalar_type());
   Tensor dscores = empty(x, {call.batch(), call.tokens(), call.outputs()}, x.scalar_type());
   if (call.batch() == 0) return {dx, dscores};
@@ -157,8 +167,9 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, Optional
     const Inputs<T> in = call.inputs<T>();
     const bool wide = rows_are_aligned(in.x, in.width, {in.x_image, in.x_token}) &&
                       rows_are_aligned(static_cast<const T*>(grad.data_ptr()), in.width, {});
-    wide ? launch_backward<T, true>(call, launch, grad, dx, dscores)
-         : launch_backward<T, false>(call, launch, grad, dx, dscores);
+    const auto* kept = static_cast<const Statistics*>(dense_softmax.data_ptr());
+    wide ? launch_backward<T, true>(call, launch, grad, kept, dx, dscores)
+         : launch_backward<T, false>(call, launch, grad, kept, dx, dscores);
   });
   return {dx, dscores};
 }

@@ -64,7 +64,7 @@ __device__ void block_weights(const Inputs<T>& in, Tile tile, int64_t image, int
 // y (Out = T, one share) or its shares [share, B, K, D] (Out = float).
 template <typename T, typename Out, bool Wide>
 __global__ void __launch_bounds__(512) pool_tokens(Inputs<T> in, Split split, Tile tile, Split softmax_split,
-                                                   const Statistics* partials, Out* out, float* lse) {
+                                                   const Statistics* partials, Out* out, Statistics* kept) {
   alignas(16) __shared__ float buffer[kBuffer];
   __shared__ Statistics softmax[kBlockOutputs];
   __shared__ bool keep[kBlockRows];
@@ -76,9 +76,9 @@ __global__ void __launch_bounds__(512) pool_tokens(Inputs<T> in, Split split, Ti
   const int64_t first = int64_t{blockIdx.y} * tile.outputs();
   const int stride = tile.outputs(), count = static_cast<int>(min(int64_t{stride}, in.outputs - first));
   if (!in.sigmoid) {
-    float* image_lse = chunk == 0 && share == 0 ? lse + image * in.outputs : nullptr;
+    Statistics* image_kept = chunk == 0 && share == 0 ? kept + image * in.outputs : nullptr;
     partials += image * softmax_split.count * in.outputs;
-    merge_softmax(partials, softmax_split.count, in.outputs, first, count, softmax, image_lse);
+    merge_softmax(partials, softmax_split.count, in.outputs, first, count, softmax, image_kept);
   }
   constexpr int kFlight = kPack<T> == 4 ? 4 : 2;  // tokens in flight: what 128 registers allow beside acc
   float acc[kWarpOutputs][kPack<T>] = {};
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kThreads) add_shares(const float* partials, in
 // dP [B,N,K] and the shares [B, share, K] of delta. A warp multiplies 4 tokens with 8 rows of dY.
 template <typename T, bool Wide>
 __global__ void __launch_bounds__(512)
-    score_gradients(Inputs<T> in, Split split, Tile tile, Split softmax_split, const Statistics* partials, const T* dy,
-                    float* dp, float* deltas) {
+    score_gradients(Inputs<T> in, Split split, Tile tile, const Statistics* kept_softmax, const T* dy, float* dp,
+                    float* deltas) {
   __shared__ Statistics softmax[kBlockOutputs];
   __shared__ float shared[kBlockOutputs];
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32 % tile.groups, way = threadIdx.x / 32 / tile.groups;
@@ -141,8 +141,7 @@ __global__ void __launch_bounds__(512)
   const int64_t end = min(in.tokens, (share + 1) * split.size), first = int64_t{blockIdx.y} * tile.outputs();
   const int count = static_cast<int>(min(int64_t{tile.outputs()}, in.outputs - first));
   if (!in.sigmoid) {
-    partials += image * softmax_split.count * in.outputs;
-    merge_softmax(partials, softmax_split.count, in.outputs, first, count, softmax, nullptr);
+    read_softmax(kept_softmax + image * in.outputs + first, count, softmax);
     __syncthreads();
   }
   const float factor = in.image_factor(image);
@@ -220,9 +219,9 @@ __device__ float weight_and_gradient(const Inputs<T>& in, int64_t image, int64_t
 
 // dx and dS of 64 tokens: a warp has 8 tokens and 32 packs of columns. The blocks of the first columns write dS.
 template <typename T, bool Wide>
-__global__ void __launch_bounds__(kThreads)
-    token_gradients(Inputs<T> in, Split split, Split softmax_split, const Statistics* partials, const T* dy,
-                    const float* dp, const float* deltas, T* dx, T* dscores) {
+__global__ void __launch_bounds__(kThreads, 2)
+    token_gradients(Inputs<T> in, Split split, const Statistics* kept_softmax, const T* dy, const float* dp,
+                    const float* deltas, T* dx, T* dscores) {
   constexpr int kStride = kTileRows + 4;  // spreads the writes of neighbouring outputs over the banks
   alignas(16) __shared__ float weights[kBlockOutputs * kStride];
   __shared__ Statistics softmax[kBlockOutputs];
@@ -237,8 +236,7 @@ __global__ void __launch_bounds__(kThreads)
     const int count = static_cast<int>(min(int64_t{kBlockOutputs}, in.outputs - first));
     __syncthreads();
     if (!in.sigmoid) {
-      const Statistics* mine = partials + image * softmax_split.count * in.outputs;
-      merge_softmax(mine, softmax_split.count, in.outputs, first, count, softmax, nullptr);
+      read_softmax(kept_softmax + image * in.outputs + first, count, softmax);
       merge_deltas(deltas + image * split.count * in.outputs, split.count, in.outputs, first, count, delta);
     }
     __syncthreads();

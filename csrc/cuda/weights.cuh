@@ -83,9 +83,9 @@ __global__ void __launch_bounds__(kThreads) softmax_partials(Inputs<T> in, Split
 }
 
 // How outputs [first, first + count) of one image are normalised, from the shares [shares, K]: into shared memory
-// what exp subtracts and 1 / sum (0 where no token is kept); lse only where asked for. One warp per output.
+// what exp subtracts and 1 / sum (both 0 where no token is kept), and to `kept` where asked for. One warp per output.
 __device__ void merge_softmax(const Statistics* partials, int64_t shares, int64_t outputs, int64_t first, int count,
-                              Statistics* shared, float* lse) {
+                              Statistics* shared, Statistics* kept) {
   const int lane = threadIdx.x % 32;
   for (int j = threadIdx.x / 32; j < count; j += blockDim.x / 32) {
     Statistics all = make_float2(-INFINITY, 0.f);
@@ -96,9 +96,15 @@ __device__ void merge_softmax(const Statistics* partials, int64_t shares, int64_
     }
     if (lane == 0) {
       shared[j] = make_float2(shift(all.x), all.y == 0.f ? 0.f : 1.f / all.y);
-      if (lse) lse[first + j] = all.x + logf(all.y);
+      if (kept) kept[first + j] = shared[j];
     }
   }
+}
+
+// The same from what a forward kept.
+__device__ void read_softmax(const Statistics* kept, int count, Statistics* shared) {
+#pragma unroll 1
+  for (int j = threadIdx.x; j < count; j += blockDim.x) shared[j] = kept[j];
 }
 
 __device__ float weight(bool sigmoid, float score, Statistics softmax) {

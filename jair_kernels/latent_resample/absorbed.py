@@ -96,14 +96,14 @@ def _queries(t: Tensors, o: Options, z: Tensor, weights: _Weights) -> tuple[Tens
     return grouped, _by_sample(torch.bmm(grouped, weights.wk), samples(t), o.num_heads * l)
 
 
-def _empty(lse: Tensor, l: int) -> Tensor:
-    """[B,L,h,1]: where there was nothing to attend."""
-    b, count = lse.shape
-    return (lse == float("-inf")).view(b, count // l, l).transpose(1, 2).unsqueeze(3)
+def _empty(softmax: Tensor, l: int) -> Tensor:
+    """[B,L,h,1]: where there was nothing to attend, and the inverse of the softmax's sum is 0."""
+    b, count, _ = softmax.shape
+    return (softmax[..., 1] == 0).view(b, count // l, l).transpose(1, 2).unsqueeze(3)
 
 
 class _Absorbed(torch.autograd.Function):
-    """Saves inputs, the pooled keys [B,h L,D_kv], the attention's output, log-sum-exps and statistics."""
+    """Saves inputs, the pooled keys [B,h L,D_kv], the attention's output, max and 1/sum, statistics."""
 
     generate_vmap_rule = True
 
@@ -129,15 +129,15 @@ class _Absorbed(torch.autograd.Function):
             _rows, normed, stats_keys = token_rows(t, mask, o)
             keys = keys_of(normed, z.view(latents.shape), b, t.x.shape[1], o)
         pool = block("query_pool", backend).forward
-        pooled, lse, stats = pool(keys, queries, extended(mask, t, o), weights.folded, eps)
+        pooled, softmax, stats = pool(keys, queries, extended(mask, t, o), weights.folded, eps)
         out = torch.bmm(_by_group(pooled, kv_heads), weights.wv.mT)
         if weights.bv is not None:
             out = out + weights.bv.to(dtype).unsqueeze(1)
         out = _from_groups(out, b, l, num_heads)
         if mask is not None and not attend_latents:
-            out = out.masked_fill(_empty(lse, l), 0)
+            out = out.masked_fill(_empty(softmax, l), 0)
         y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
-        return y, pooled, out, lse, stats, stats_z, stats_keys
+        return y, pooled, out, softmax, stats, stats_z, stats_keys
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -154,7 +154,7 @@ class _Absorbed(torch.autograd.Function):
         if dy is None:
             return (None,) * (7 + count)
         mask, *saved = ctx.saved_tensors
-        t, (pooled, out, lse, stats, stats_z, stats_keys) = Tensors(*saved[:count]), saved[count:]
+        t, (pooled, out, softmax, stats, stats_z, stats_keys) = Tensors(*saved[:count]), saved[count:]
         o = Options(*ctx.options)
         needs: Any = Tensors(*ctx.needs_input_grad[7:])
         b, l = t.x.shape[0], t.latents.shape[-2]
@@ -169,7 +169,7 @@ class _Absorbed(torch.autograd.Function):
         dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         dout = last.through(dy).view(out.shape)
         if mask is not None and not o.attend_latents:
-            dout = dout.masked_fill(_empty(lse, l), 0)
+            dout = dout.masked_fill(_empty(softmax, l), 0)
         dout = _to_groups(dout, o.kv_heads)
         dwv = torch.bmm(dout.mT, _by_group(pooled, o.kv_heads)).flatten(0, 1)
         dbv = dout.sum(1, dtype=accumulate_dtype(o.dtype)).flatten()
@@ -182,7 +182,7 @@ class _Absorbed(torch.autograd.Function):
             keys = keys_of(normed, z.view(latents.shape), b, t.x.shape[1], o)
         pool = block("query_pool", o.backend).backward
         dkeys, dqueries = pool(
-            dpooled, keys, queries, extended(mask, t, o), pooled, lse, stats, weights.folded
+            dpooled, keys, queries, extended(mask, t, o), pooled, softmax, stats, weights.folded
         )
         dqueries = _by_group(dqueries, o.kv_heads)
         dwk = torch.bmm(grouped.mT, dqueries).flatten(0, 1)

@@ -27,6 +27,6 @@ def backward_bytes(b: int, n: int, d: int, k: int, sets: int, itemsize: int) -> 
 
 
 def saved_bytes(b: int, n: int, d: int, k: int, norm: bool, itemsize: int) -> int:
-    """Kept for the backward beside x and the queries: y, log-sum-exps, mean and 1/std of every token."""
+    """Kept for the backward beside x and the queries: y, softmaxes, means and 1/std of the tokens."""
     statistic = max(itemsize, 4)
-    return itemsize * b * k * d + statistic * b * (k + (2 * n if norm else 0))
+    return itemsize * b * k * d + 2 * statistic * b * (k + (n if norm else 0))

@@ -21,7 +21,7 @@ def _fake_forward(
     (b, n, d), k = x.shape, queries.shape[1]
     statistic = accumulate_dtype(x.dtype)
     stats = x.new_empty((b, n, 2) if norm else (0,), dtype=statistic)
-    return x.new_empty((b, k, d)), x.new_empty((b, k), dtype=statistic), stats
+    return x.new_empty((b, k, d)), x.new_empty((b, k, 2), dtype=statistic), stats
 
 
 def _fake_backward(
@@ -30,7 +30,7 @@ def _fake_backward(
     queries: Tensor,
     mask: Tensor | None,
     y: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     stats: Tensor,
     norm: bool,
 ) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,14 @@ import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
 from jair_kernels._triton_pool import (
-    add_to_lse,
-    finish_lse,
+    add_to_softmax,
+    finish_softmax,
     mask_arguments,
     merge,
     parts_of,
     softmax_weights,
     split_tokens,
+    store_softmax,
     tokens_kept,
 )
 from jair_kernels.query_pool.triton_grad import backward
@@ -34,11 +35,11 @@ Tensor = torch.Tensor
 
 @triton.jit
 def forward_kernel(
-    x, queries, mask, stats, scores, y, lse, N, D, K, x_b, x_n, q_b, m_b, m_n, splits, segment,
+    x, queries, mask, stats, scores, y, softmax, N, D, K, x_b, x_n, q_b, m_b, m_n, splits, segment,
     NORM: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Scores of one segment into memory, its log-sum-exp, then the pooled columns, BLOCK_P at a time."""
+    """Scores of one segment into memory, their softmax, then the pooled columns, BLOCK_P at a time."""
     chunks = tl.cdiv(K, BLOCK_K)
     place = (tl.program_id(0) // chunks).to(tl.int64)
     b, begin = place // splits, (place % splits) * segment
@@ -56,9 +57,9 @@ def forward_kernel(
             xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
             s = times_rows(s, xt, q_image, k, d, D, K, PRECISION)
         tl.store(scores + row[:, None] * K + k[None, :], s, mask=(n < end)[:, None] & (k < K)[None, :])
-        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
-    lse_k = finish_lse(top, total)
-    tl.store(lse + place * K + k, lse_k, mask=k < K)
+        top, total = add_to_softmax(top, total, tl.where(keep[:, None], s, float("-inf")))
+    top, inverse = finish_softmax(top, total)
+    store_softmax(softmax + 2 * place * K, k, K, top, inverse)
     tl.debug_barrier()  # the scores just written are read below by other threads
     for d0 in range(0, D, BLOCK_P):
         d = d0 + tl.arange(0, BLOCK_P)
@@ -70,7 +71,7 @@ def forward_kernel(
             inside = keep[:, None] & (k < K)[None, :]
             s = tl.load(scores + row[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
             xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
-            weights = softmax_weights(s, lse_k, keep).to(xt.dtype)
+            weights = softmax_weights(s, top, inverse, keep).to(xt.dtype)
             acc = tl.dot(tl.trans(weights), xt, acc, input_precision=PRECISION)
         out = y + (place * K + k)[:, None] * D + d[None, :]
         tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])
@@ -79,11 +80,11 @@ def forward_kernel(
 def forward(
     x: Tensor, queries: Tensor, mask: Tensor | None, norm: bool, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op's forward: y [B,K,D] in x's dtype, lse [B,K] and stats (with `norm` [B,N,2]) in float32."""
+    """The op's forward: y [B,K,D] in x's dtype, max and 1/sum [B,K,2] and stats (with `norm` [B,N,2])."""
     (b, n, d), k = x.shape, queries.shape[1]
-    y, lse = x.new_empty((b, k, d)), x.new_empty((b, k), dtype=torch.float32)
+    y, softmax = x.new_empty((b, k, d)), x.new_empty((b, k, 2), dtype=torch.float32)
     if not symbolic(b) and b == 0:
-        return y, lse, x.new_empty((b, n, 2) if norm else (0,), dtype=torch.float32)
+        return y, softmax, x.new_empty((b, n, 2) if norm else (0,), dtype=torch.float32)
     x, queries = rows_contiguous(x), queries.contiguous()
     stats = statistics(x, mask, norm, eps)
     scores = x.new_empty((b, n, k), dtype=torch.float32)
@@ -91,17 +92,17 @@ def forward(
     def run(config: Config) -> tuple[Tensor, Tensor, Tensor]:
         chunks = ceil_div(k, config["BLOCK_K"])
         splits, segment = split_tokens(b, n, chunks, config)
-        parts, part_lse, merged = parts_of(y, lse, splits)
+        parts, part_softmax, merged = parts_of(y, softmax, splits)
         blocks = {name: size for name, size in config.items() if name != "SEGMENT"}
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
             forward_kernel, (b * splits * chunks,), x, x, queries, mask_or_x, stats if norm else x, scores,
-            parts, part_lse, n, d, k, *x.stride()[:2], query_stride(queries), *mask_strides, splits, segment,
-            NORM=norm, HAS_MASK=mask is not None, PRECISION=precision(x), **blocks,
+            parts, part_softmax, n, d, k, *x.stride()[:2], query_stride(queries), *mask_strides, splits,
+            segment, NORM=norm, HAS_MASK=mask is not None, PRECISION=precision(x), **blocks,
         )  # fmt: skip
         if merged:
-            merge(parts, part_lse, mask, n, y, lse, False)
-        return y, lse, stats
+            merge(parts, part_softmax, mask, n, y, softmax, False)
+        return y, softmax, stats
 
     result: tuple[Tensor, Tensor, Tensor] = configured("query_pool_forward", x, min(k, MAX_CHUNK), run)
     return result

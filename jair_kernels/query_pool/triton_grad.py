@@ -17,8 +17,9 @@ import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
 from jair_kernels._triton_pool import (
-    add_to_lse,
-    finish_lse,
+    add_to_softmax,
+    finish_softmax,
+    load_softmax,
     mask_arguments,
     softmax_weights,
     tokens_kept,
@@ -40,11 +41,11 @@ _PROGRAMS = 256
 
 @triton.jit
 def scores_kernel(
-    dy, x, queries, mask, lse, stats, scores, dweights, sums, N, D, K, x_b, x_n, q_b, m_b, m_n,
+    dy, x, queries, mask, softmax, stats, scores, dweights, sums, N, D, K, x_b, x_n, q_b, m_b, m_n,
     NORM: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Scores and dP of one block of tokens for one chunk of queries; sums of P dP and P, and the lse."""
+    """Scores and dP of one block of tokens for one chunk of queries; sums of P dP and P, max and 1/sum."""
     chunks, blocks = tl.cdiv(K, BLOCK_K), tl.cdiv(N, BLOCK_N)
     place = (tl.program_id(0) // chunks).to(tl.int64)
     b, n = place // blocks, (place % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -60,18 +61,19 @@ def scores_kernel(
     if N <= BLOCK_N:
         # The image's softmax anew: a single token then weighs exactly 1, whatever s was rounded to.
         top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
-        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
-        lse_k = finish_lse(top, total)
+        top, total = add_to_softmax(top, total, tl.where(keep[:, None], s, float("-inf")))
+        top, inverse = finish_softmax(top, total)
     else:
-        lse_k = tl.load(lse + b * K + k, mask=k < K, other=0.0)
-    weights = softmax_weights(s, lse_k, keep)
+        top, inverse = load_softmax(softmax + 2 * b * K, k, K)
+    weights = softmax_weights(s, top, inverse, keep)
     at, inside = row[:, None] * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
     tl.store(scores + at, s, mask=inside)
     tl.store(dweights + at, dp, mask=inside)
-    to = sums + place * 3 * K + k
+    to = sums + place * 4 * K + k
     tl.store(to, tl.sum(weights * dp, 0), mask=k < K)
     tl.store(to + K, tl.sum(weights, 0), mask=k < K)
-    tl.store(to + 2 * K, lse_k, mask=k < K)
+    tl.store(to + 2 * K, top, mask=k < K)
+    tl.store(to + 3 * K, inverse, mask=k < K)
 
 
 @triton.jit
@@ -90,17 +92,18 @@ def score_gradient_kernel(
     k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
     keep, row = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK), b * N + n
     inner, total = tl.full([BLOCK_K], 0.0, tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
-    at = sums + b * blocks * 3 * K + k
+    at = sums + b * blocks * 4 * K + k
     for _ in range(blocks):
         inner += tl.load(at, mask=k < K, other=0.0)
         total += tl.load(at + K, mask=k < K, other=0.0)
-        at += 3 * K
+        at += 4 * K
     delta = tl.where(total > 0, inner / tl.where(total > 0, total, 1.0), 0.0)
-    lse_k = tl.load(sums + (place * 3 + 2) * K + k, mask=k < K, other=0.0)
+    at = sums + (place * 4 + 2) * K + k
+    top, inverse = tl.load(at, mask=k < K, other=0.0), tl.load(at + K, mask=k < K, other=0.0)
     cell, inside = row[:, None] * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
     s = tl.load(scores + cell, mask=inside, other=0.0)
     dp = tl.load(dweights + cell, mask=inside, other=0.0)
-    weights = softmax_weights(s, lse_k, keep)
+    weights = softmax_weights(s, top, inverse, keep)
     dscores = (weights * (dp - delta[None, :])).to(ds.dtype.element_ty)
     weights = weights.to(p.dtype.element_ty)
     tl.store(p + cell, weights, mask=inside)
@@ -201,7 +204,7 @@ def backward(
     queries: Tensor,
     mask: Tensor | None,
     y: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     stats: Tensor,
     norm: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -210,14 +213,15 @@ def backward(
     dx, dqueries = x.new_empty((b, n, d)), x.new_empty(queries.shape)
     if not symbolic(b) and b == 0:
         return dx, dqueries.zero_()
-    x, dy, queries, lse = rows_contiguous(x), dy.contiguous(), queries.contiguous(), lse.contiguous()
+    x, dy, queries = rows_contiguous(x), dy.contiguous(), queries.contiguous()
+    softmax = softmax.contiguous()
     stats = stats.contiguous() if norm else x
     mask_or_x, *mask_strides = mask_arguments(mask, x)
     strides = (*x.stride()[:2], query_stride(queries), *mask_strides)
     has: dict[str, Any] = {"NORM": norm, "HAS_MASK": mask is not None}
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
-        p, ds, row_sums = score_gradients(dy, x, queries, mask_or_x, lse, stats, strides, has, config)
+        p, ds, row_sums = score_gradients(dy, x, queries, mask_or_x, softmax, stats, strides, has, config)
         blocks, columns = ceil_div(n, config["BLOCK_N"]), ceil_div(d, config["BLOCK_D"])
         launch(
             input_gradient_kernel, (b * blocks * columns,), x, dy, x, queries, mask_or_x, stats, p, ds,
@@ -232,21 +236,21 @@ def backward(
 
 
 def score_gradients(
-    dy: Tensor, x: Tensor, queries: Tensor, mask: Tensor, lse: Tensor, stats: Tensor,
+    dy: Tensor, x: Tensor, queries: Tensor, mask: Tensor, softmax: Tensor, stats: Tensor,
     strides: tuple[Any, ...], has: dict[str, Any], config: Config,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """P and dS [B,N,K] in x's dtype, and of every chunk of queries the sums of each token [chunks,B,N,2]."""
     (b, n, d), k = x.shape, queries.shape[1]
     chunks, blocks = ceil_div(k, config["BLOCK_K"]), ceil_div(n, config["BLOCK_N"])
     scores, dweights = (x.new_empty((b, n, k), dtype=torch.float32) for _ in range(2))
-    sums = x.new_empty((b, blocks, 3, k), dtype=torch.float32)
+    sums = x.new_empty((b, blocks, 4, k), dtype=torch.float32)
     launch(
-        scores_kernel, (b * blocks * chunks,), x, dy, x, queries, mask, lse, stats, scores, dweights, sums, n,
-        d, k, *strides, **has, PRECISION=precision(x), **config,
+        scores_kernel, (b * blocks * chunks,), x, dy, x, queries, mask, softmax, stats, scores, dweights,
+        sums, n, d, k, *strides, **has, PRECISION=precision(x), **config,
     )  # fmt: skip
     p, ds = (x.new_empty((b, n, k)) for _ in range(2))
     row_sums = x.new_empty((chunks, b, n, 2) if has["NORM"] else (0,), dtype=torch.float32)
-    dy_sums, q_sums = (t.sum(-1, dtype=torch.float32) if has["NORM"] else lse for t in (dy, queries))
+    dy_sums, q_sums = (t.sum(-1, dtype=torch.float32) if has["NORM"] else softmax for t in (dy, queries))
     sizes: dict[str, Any] = {name: config[name] for name in ("BLOCK_N", "BLOCK_K", "num_warps")}
     launch(
         score_gradient_kernel, (b * blocks * chunks,), x, mask, scores, dweights, sums, dy_sums, q_sums, p,

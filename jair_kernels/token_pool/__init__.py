@@ -25,7 +25,8 @@ def fused_token_pool(
 
     Args:
         x: tokens [B,N,D], float32, bfloat16, float16 or float64; B may be 0.
-        scores: [B,N,K], same dtype and device.
+        scores: [B,N,K], same dtype and device. -inf leaves a token out of an output; where that leaves none,
+            kernels give zeros and zero gradients, the reference NaN, as a softmax does.
         weighting: "softmax" (TokenLearner v1.1) or "sigmoid" (v1).
         reduction: "sum", or "mean" = the sum divided by the number of kept tokens.
         mask: bool [B,N], True = keep. A masked token has no effect, not even a NaN in it; a row without kept

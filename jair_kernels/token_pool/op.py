@@ -18,8 +18,8 @@ def _fake_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     b, _, d = x.shape
     k = scores.shape[2]
-    lse = x.new_empty((0,) if sigmoid else (b, k), dtype=accumulate_dtype(x.dtype))
-    return x.new_empty((b, k, d)), lse
+    softmax = x.new_empty((0,) if sigmoid else (b, k, 2), dtype=accumulate_dtype(x.dtype))
+    return x.new_empty((b, k, d)), softmax
 
 
 def _fake_backward(
@@ -28,7 +28,7 @@ def _fake_backward(
     scores: torch.Tensor,
     mask: torch.Tensor | None,
     y: torch.Tensor | None,
-    lse: torch.Tensor,
+    softmax: torch.Tensor,
     sigmoid: bool,
     mean: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ _register()
 
 
 class _TokenPool(torch.autograd.Function):
-    """Saves x, scores and the log-sum-exps [B,K], and y where the kernel reads it."""
+    """Saves x, scores, max and 1/sum of every softmax [B,K,2], and y where the kernel reads it."""
 
     generate_vmap_rule = True
 
@@ -90,8 +90,8 @@ class _TokenPool(torch.autograd.Function):
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         run = kernel("fused_token_pool", backend).forward
-        y, lse = run(cast(x, dtype), cast(scores, dtype), mask, sigmoid, mean)
-        return y, lse
+        y, softmax = run(cast(x, dtype), cast(scores, dtype), mask, sigmoid, mean)
+        return y, softmax
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -102,13 +102,13 @@ class _TokenPool(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once("fused_token_pool")
-    def backward(ctx: Any, dy: torch.Tensor | None, dlse: None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, dy: torch.Tensor | None, dsoftmax: None) -> tuple[torch.Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
-        x, scores, mask, y, lse = ctx.saved_tensors
+        x, scores, mask, y, softmax = ctx.saved_tensors
         sigmoid, mean, dtype, backend = ctx.options
         run = kernel("fused_token_pool", backend).backward
-        grads = run(dy, cast(x, dtype), cast(scores, dtype), mask, y, lse, sigmoid, mean)
+        grads = run(dy, cast(x, dtype), cast(scores, dtype), mask, y, softmax, sigmoid, mean)
         return *grads_like(grads, (x, scores), ctx.needs_input_grad[:2]), None, None, None, None, None
 
 

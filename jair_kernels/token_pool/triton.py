@@ -17,9 +17,10 @@ from jair_kernels._triton import (
     symbolic,
 )
 from jair_kernels._triton_pool import (
-    add_to_lse,
-    finish_lse,
+    add_to_softmax,
+    finish_softmax,
     kept_count,
+    load_softmax,
     mask_arguments,
     merge,
     parts_of,
@@ -28,6 +29,7 @@ from jair_kernels._triton_pool import (
     score_gradient,
     softmax_weights,
     split_tokens,
+    store_softmax,
     tokens_kept,
 )
 
@@ -36,11 +38,11 @@ Tensor = torch.Tensor
 
 @triton.jit
 def forward_kernel(
-    x, scores, mask, y, lse, N, D, K, x_b, x_n, s_b, s_n, s_k, m_b, m_n, splits, segment,
+    x, scores, mask, y, softmax, N, D, K, x_b, x_n, s_b, s_n, s_k, m_b, m_n, splits, segment,
     SIGMOID: tl.constexpr, MEAN: tl.constexpr, HAS_MASK: tl.constexpr, MERGED: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One segment of tokens, one chunk of columns. MERGED: y and lse are those of the segment alone."""
+    """One segment of tokens, one chunk of columns. MERGED: y and softmax are those of the segment alone."""
     chunks = tl.cdiv(D, BLOCK_D)
     place = (tl.program_id(0) // chunks).to(tl.int64)
     b, begin = place // splits, (place % splits) * segment
@@ -48,7 +50,7 @@ def forward_kernel(
     d, k = d0 + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     end = tl.minimum(begin + segment, N)
     s_cols = scores + b * s_b + k[None, :] * s_k
-    lse_k = tl.full([BLOCK_K], float("-inf"), tl.float32)
+    top, inverse = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
     if not SIGMOID:
         total = tl.full([BLOCK_K], 0.0, tl.float32)
         for n0 in range(begin, end, BLOCK_N):
@@ -56,11 +58,10 @@ def forward_kernel(
             keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
             inside = keep[:, None] & (k < K)[None, :]
             s = tl.load(s_cols + n[:, None] * s_n, mask=inside, other=float("-inf")).to(tl.float32)
-            lse_k, total = add_to_lse(lse_k, total, s)
-        lse_k = finish_lse(lse_k, total)
+            top, total = add_to_softmax(top, total, s)
+        top, inverse = finish_softmax(top, total)
         if d0 == 0:
-            tl.store(lse + place * K + k, lse_k, mask=k < K)
-        lse_k = tl.where(k < K, lse_k, 0.0)
+            store_softmax(softmax + 2 * place * K, k, K, top, inverse)
     acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     for n0 in range(begin, end, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
@@ -71,7 +72,7 @@ def forward_kernel(
         if SIGMOID:
             weights = tl.where(keep[:, None], 1 / (1 + tl.exp(-s)), 0.0)
         else:
-            weights = softmax_weights(s, lse_k, keep)
+            weights = softmax_weights(s, top, inverse, keep)
         acc = pool_chunk(acc, weights, x + b * x_b + n * x_n, keep, d, D, PRECISION)
     if MEAN and not MERGED:
         acc = acc / kept_count(mask, b, N, m_b, m_n, HAS_MASK, BLOCK_N)
@@ -81,7 +82,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, x, scores, mask, lse, delta, dx, dscores, N, D, K, x_b, x_n, s_b, s_n, s_k, m_b, m_n,
+    dy, x, scores, mask, softmax, delta, dx, dscores, N, D, K, x_b, x_n, s_b, s_n, s_k, m_b, m_n,
     SIGMOID: tl.constexpr, MEAN: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -110,8 +111,8 @@ def backward_kernel(
         weights = tl.where(keep[:, None], 1 / (1 + tl.exp(-s)), 0.0)
         ds = dweights * weights * (1 - weights)
     else:
-        lse_k = tl.load(lse + b * K + k, mask=k < K, other=0.0)
-        weights = softmax_weights(s, lse_k, keep)
+        top, inverse = load_softmax(softmax + 2 * b * K, k, K)
+        weights = softmax_weights(s, top, inverse, keep)
         ds = score_gradient(weights, dweights, delta, b, k, N, K, BLOCK_N)
     row = b * N + n
     inside = (n < N)[:, None] & (k < K)[None, :]
@@ -128,28 +129,28 @@ def backward_kernel(
 def forward(
     x: Tensor, scores: Tensor, mask: Tensor | None, sigmoid: bool, mean: bool
 ) -> tuple[Tensor, Tensor]:
-    """The op's forward: y [B,K,D] in x's dtype and lse [B,K] in float32, empty for sigmoid."""
+    """The op's forward: y [B,K,D] in x's dtype and max and 1/sum [B,K,2] in float32, empty for sigmoid."""
     (b, n, d), k = x.shape, scores.shape[2]
     y = x.new_empty((b, k, d))
-    lse = x.new_empty((0,) if sigmoid else (b, k), dtype=torch.float32)
+    softmax = x.new_empty((0,) if sigmoid else (b, k, 2), dtype=torch.float32)
     if not symbolic(b, n) and b * n == 0:
-        return y.zero_(), lse
+        return y.zero_(), softmax
     x = rows_contiguous(x)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
         chunks = ceil_div(d, config["BLOCK_D"])
         splits, segment = split_tokens(b, n, chunks, config)
-        parts, part_lse, merged = parts_of(y, lse, splits)
+        parts, part_softmax, merged = parts_of(y, softmax, splits)
         blocks = {name: config[name] for name in ("BLOCK_N", "BLOCK_D", "num_warps", "num_stages")}
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
-            forward_kernel, (b * splits * chunks,), x, x, scores, mask_or_x, parts, part_lse, n, d, k,
-            *x.stride()[:2], *scores.stride(), *mask_strides, splits, segment, SIGMOID=sigmoid, MEAN=mean,
+            forward_kernel, (b * splits * chunks,), x, x, scores, mask_or_x, parts, part_softmax, n, d,
+            k, *x.stride()[:2], *scores.stride(), *mask_strides, splits, segment, SIGMOID=sigmoid, MEAN=mean,
             HAS_MASK=mask is not None, MERGED=merged, PRECISION=precision(x), BLOCK_K=padded(k), **blocks,
         )  # fmt: skip
         if merged:
-            merge(parts, part_lse, mask, n, y, lse, mean)
-        return y, lse
+            merge(parts, part_softmax, mask, n, y, softmax, mean)
+        return y, softmax
 
     result: tuple[Tensor, Tensor] = configured("token_pool_forward", x, k, run)
     return result
@@ -161,7 +162,7 @@ def backward(
     scores: Tensor,
     mask: Tensor | None,
     y: Tensor,
-    lse: Tensor,
+    softmax: Tensor,
     sigmoid: bool,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -171,14 +172,15 @@ def backward(
     if not symbolic(b, n) and b * n == 0:
         return dx, dscores
     x, dy = rows_contiguous(x), dy.contiguous()
-    delta = lse if sigmoid else row_dots(y, dy)
+    softmax = softmax.contiguous()
+    delta = softmax if sigmoid else row_dots(y, dy)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
         blocks = ceil_div(n, config["BLOCK_N"])
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
-            backward_kernel, (b * blocks,), x, dy, x, scores, mask_or_x, lse, delta, dx, dscores, n, d, k,
-            *x.stride()[:2], *scores.stride(), *mask_strides, SIGMOID=sigmoid, MEAN=mean,
+            backward_kernel, (b * blocks,), x, dy, x, scores, mask_or_x, softmax, delta, dx, dscores, n,
+            d, k, *x.stride()[:2], *scores.stride(), *mask_strides, SIGMOID=sigmoid, MEAN=mean,
             HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k), **config,
         )  # fmt: skip
         return dx, dscores

@@ -24,7 +24,7 @@ def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int
 
 
 def saved_bytes(b: int, n: int, k: int, itemsize: int) -> int:
-    """Kept for the backward beside x and the parameters: log-sum-exps, mean and 1/std of every token. Where a
-    kernel reads y, as in Triton, that is kept too.
+    """Kept for the backward beside x and the parameters: max and 1/sum of every softmax, mean and 1/std of
+    every token. Where a kernel reads y, as in Triton, that is kept too.
     """
-    return max(itemsize, 4) * (b * k + 2 * b * n)
+    return max(itemsize, 4) * 2 * b * (k + n)

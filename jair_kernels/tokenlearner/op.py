@@ -37,7 +37,7 @@ def _fake_forward(
     (b, n, d), k, statistic = x.shape, w2.shape[0], accumulate_dtype(x.dtype)
     return (
         x.new_empty((b, k, d)),
-        x.new_empty((b, k), dtype=statistic),
+        x.new_empty((b, k, 2), dtype=statistic),
         x.new_empty((b, n, 2), dtype=statistic),
     )
 
@@ -53,7 +53,7 @@ def _fake_backward(
     norm_bias: Tensor | None,
     mask: Tensor | None,
     y: Tensor | None,
-    lse: Tensor,
+    softmax: Tensor,
     stats: Tensor,
     tanh: bool,
 ) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ _register()
 
 
 class _TokenLearner(torch.autograd.Function):
-    """Saves x, the log-sum-exps [B,K], mean and 1/std of every token [B,N,2]; y where the kernel reads it."""
+    """Saves x, max and 1/sum of softmaxes [B,K,2], mean and 1/std of tokens [B,N,2]; y where it is read."""
 
     generate_vmap_rule = True
 
@@ -116,8 +116,8 @@ class _TokenLearner(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenlearner", backend).forward
-        y, lse, stats = run(cast(x, dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
-        return y, lse, stats
+        y, softmax, stats = run(cast(x, dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
+        return y, softmax, stats
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -131,9 +131,9 @@ class _TokenLearner(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
-        x, *parameters, mask, y, lse, stats = ctx.saved_tensors
+        x, *parameters, mask, y, softmax, stats = ctx.saved_tensors
         run = kernel("fused_tokenlearner", ctx.backend).backward
-        grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, lse, stats, ctx.tanh)
+        grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, softmax, stats, ctx.tanh)
         inputs = (x, *parameters)
         return *grads_like(grads, inputs, ctx.needs_input_grad[:7]), None, None, None, None, None
 

@@ -19,8 +19,9 @@ from jair_kernels._triton import (
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
 from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
 from jair_kernels._triton_pool import (
-    add_to_lse,
-    finish_lse,
+    add_to_softmax,
+    finish_softmax,
+    load_softmax,
     mask_arguments,
     merge,
     parts_of,
@@ -29,6 +30,7 @@ from jair_kernels._triton_pool import (
     score_gradient,
     softmax_weights,
     split_tokens,
+    store_softmax,
     tokens_kept,
 )
 
@@ -37,12 +39,12 @@ Tensor = torch.Tensor
 
 @triton.jit
 def forward_kernel(
-    x, mask, wg, c, e, w2, b2, scores, y, lse, stats, N, D, H, K, x_b, x_n, m_b, m_n, splits, segment, eps,
-    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
+    x, mask, wg, c, e, w2, b2, scores, y, softmax, stats, N, D, H, K, x_b, x_n, m_b, m_n, splits, segment,
+    eps, TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Scores of one segment into memory, its log-sum-exp, then the pooled columns, BLOCK_P at a time."""
+    """Scores of one segment into memory, their softmax, then the pooled columns, BLOCK_P at a time."""
     place = tl.program_id(0).to(tl.int64)
     b, begin = place // splits, (place % splits) * segment
     end = tl.minimum(begin + segment, N)
@@ -60,9 +62,9 @@ def forward_kernel(
         tl.store(stats + 2 * row, mean, mask=n < end)
         tl.store(stats + 2 * row + 1, rstd, mask=n < end)
         tl.store(scores + row[:, None] * K + k[None, :], s, mask=(n < end)[:, None] & (k < K)[None, :])
-        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
-    lse_k = finish_lse(top, total)
-    tl.store(lse + place * K + k, lse_k, mask=k < K)
+        top, total = add_to_softmax(top, total, tl.where(keep[:, None], s, float("-inf")))
+    top, inverse = finish_softmax(top, total)
+    store_softmax(softmax + 2 * place * K, k, K, top, inverse)
     tl.debug_barrier()  # the scores just written are read below by other threads
     for d0 in range(0, D, BLOCK_P):
         d = d0 + tl.arange(0, BLOCK_P)
@@ -72,7 +74,7 @@ def forward_kernel(
             keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
             inside = keep[:, None] & (k < K)[None, :]
             s = tl.load(scores + (b * N + n)[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
-            weights = softmax_weights(s, lse_k, keep)
+            weights = softmax_weights(s, top, inverse, keep)
             acc = pool_chunk(acc, weights, x_image + n * x_n, keep, d, D, PRECISION)
         out = y + (place * K + k)[:, None] * D + d[None, :]
         tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])
@@ -80,7 +82,7 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    dy, x, mask, wg, c, e, w2, b2, lse, stats, delta, dx, dh, g, ds, N, D, H, K, x_b, x_n, m_b, m_n,
+    dy, x, mask, wg, c, e, w2, b2, softmax, stats, delta, dx, dh, g, ds, N, D, H, K, x_b, x_n, m_b, m_n,
     TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -103,11 +105,11 @@ def backward_kernel(
     if N <= BLOCK_N:
         # The image's softmax anew: a single token then weighs exactly 1, whatever s was rounded to.
         top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
-        top, total = add_to_lse(top, total, tl.where(keep[:, None], s, float("-inf")))
-        lse_k = finish_lse(top, total)
+        top, total = add_to_softmax(top, total, tl.where(keep[:, None], s, float("-inf")))
+        top, inverse = finish_softmax(top, total)
     else:
-        lse_k = tl.load(lse + b * K + k, mask=k < K, other=0.0)
-    weights = softmax_weights(s, lse_k, keep)
+        top, inverse = load_softmax(softmax + 2 * b * K, k, K)
+    weights = softmax_weights(s, top, inverse, keep)
     dscores = score_gradient(weights, dweights, delta, b, k, N, K, BLOCK_N)
     inside = (n < N)[:, None] & (k < K)[None, :]
     tl.store(ds + row[:, None] * K + k[None, :], dscores.to(ds.dtype.element_ty), mask=inside)
@@ -121,12 +123,12 @@ def forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
     norm_bias: Tensor | None, mask: Tensor | None, eps: float, tanh: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The op's forward: y [B,K,D] in x's dtype, lse [B,K] and stats [B,N,2] in float32."""
+    """The op's forward: y [B,K,D] in x's dtype, max and 1/sum [B,K,2] and stats [B,N,2] in float32."""
     (b, n, d), (k, h) = x.shape, w2.shape
     y = x.new_empty((b, k, d))
-    lse, stats = (x.new_empty(shape, dtype=torch.float32) for shape in ((b, k), (b, n, 2)))
+    softmax, stats = (x.new_empty(shape, dtype=torch.float32) for shape in ((b, k, 2), (b, n, 2)))
     if not symbolic(b) and b == 0:
-        return y, lse, stats
+        return y, softmax, stats
     x = rows_contiguous(x)
     folded = fold(x, w1, b1, norm_weight, norm_bias)
     w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
@@ -134,18 +136,18 @@ def forward(
 
     def run(config: Config) -> tuple[Tensor, Tensor, Tensor]:
         splits, segment = split_tokens(b, n, 1, config)
-        parts, part_lse, merged = parts_of(y, lse, splits)
+        parts, part_softmax, merged = parts_of(y, softmax, splits)
         blocks = {name: size for name, size in config.items() if name != "SEGMENT"}
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
             forward_kernel, (b * splits,), x, x, mask_or_x, *folded, w2_read, b2_read, scores, parts,
-            part_lse, stats, n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh,
+            part_softmax, stats, n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh,
             HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x),
             BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **blocks,
         )  # fmt: skip
         if merged:
-            merge(parts, part_lse, mask, n, y, lse, False)
-        return y, lse, stats
+            merge(parts, part_softmax, mask, n, y, softmax, False)
+        return y, softmax, stats
 
     result: tuple[Tensor, Tensor, Tensor] = configured("tokenlearner_forward", x, k, run)
     return result
@@ -153,7 +155,7 @@ def forward(
 
 def backward(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
-    norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, lse: Tensor,
+    norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, softmax: Tensor,
     stats: Tensor, tanh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The op's backward: dx [B,N,D] in x's dtype, the parameters' gradients in theirs."""
@@ -161,7 +163,7 @@ def backward(
     dx, parameters = x.new_empty((b, n, d)), Parameters(w1, b1, w2, b2, norm_weight, norm_bias)
     if not symbolic(b) and b == 0:
         return dx, *parameters.zero_gradients(x)
-    x, dy = rows_contiguous(x), dy.contiguous()
+    x, dy, softmax = rows_contiguous(x), dy.contiguous(), softmax.contiguous()
     folded = fold(x, w1, b1, norm_weight, norm_bias)
     w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
     delta, saved = row_dots(y, dy), Scratch.empty(x, h, k)
@@ -170,7 +172,7 @@ def backward(
         mask_or_x, *mask_strides = mask_arguments(mask, x)
         launch(
             backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, mask_or_x, *folded, w2_read,
-            b2_read, lse, stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh,
+            b2_read, softmax, stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh,
             HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k),
             **hidden_blocks(h), **config,
         )  # fmt: skip

@@ -49,6 +49,7 @@ def special(op: str) -> list[Case]:
     if op != "fused_tokenfuser":
         found += [Case(op, 3, 70, 96, 5, mask=mask) for mask in ("some", "nan", "all")]
     if op == "fused_token_pool":
+        found.append(Case(op, 2, 300, 96, 8, values="far_scores"))
         for weighting, reduction in (("softmax", "mean"), ("sigmoid", "sum"), ("sigmoid", "mean")):
             options = {"weighting": weighting, "reduction": reduction}
             found += [Case(op, 3, 300, 64, 5, mask=mask, options=options) for mask in (None, "nan")]
@@ -318,7 +319,7 @@ def test_cuda_kernels_pass_opcheck() -> None:
     x, scores = sample.tensors["x"], sample.tensors["scores"]
     mask = torch.rand(x.shape[:2], device=DEVICE) < 0.7
     for sigmoid in (False, True):
-        y, lse = ops.token_pool_forward(x, scores, mask, sigmoid, True)
+        y, softmax = ops.token_pool_forward(x, scores, mask, sigmoid, True)
         torch.library.opcheck(ops.token_pool_forward.default, (x, scores, mask, sigmoid, True))
-        arguments = (sample.dy, x, scores, mask, y, lse, sigmoid, True)
+        arguments = (sample.dy, x, scores, mask, y, softmax, sigmoid, True)
         torch.library.opcheck(ops.token_pool_backward.default, arguments)

@@ -10,13 +10,15 @@ from torch._subclasses.fake_tensor import is_fake
 from jair_kernels import _checks as check
 
 
-def whole_numbers(**values: object) -> None:
-    """Sizes: each an int of at least 1."""
+def whole_numbers(**values: object) -> tuple[int, ...]:
+    """Sizes: each an integer of at least 1, also one of numpy's, as ints."""
+    numbers = []
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-        if value < 1:
-            raise ValueError(f"{name}: expected an int >= 1, got {value}")
+        number = check.whole(name, value)
+        if number < 1:
+            raise ValueError(f"{name}: expected an int >= 1, got {number}")
+        numbers.append(number)
+    return tuple(numbers)
 
 
 def finite(name: str, value: object) -> None:
@@ -43,6 +45,19 @@ def sequence(name: str, x: torch.Tensor, weight: torch.Tensor) -> None:
     """[B,N,D] with the width, device and dtype of a parameter [D]."""
     check.main_input(name, x, "B N D")
     fits_parameters(name, x, weight)
+
+
+def modalities(
+    image: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor | None, weight: torch.Tensor
+) -> None:
+    """image [B,N,D] and text [B,L,D] of one batch, each like a parameter [D]; the mask [B,L] of the text."""
+    sequence("image", image, weight)
+    sequence("text", text, weight)
+    if text.shape[0] != image.shape[0]:
+        raise ValueError(
+            f"text: expected a batch of {int(image.shape[0])} like image, got shape {list(text.shape)}"
+        )
+    check.key_mask("text_mask", text_mask, text.shape[:2], text)
 
 
 def fits_parameters(name: str, x: torch.Tensor, weight: torch.Tensor, axis: int = -1) -> None:

@@ -44,3 +44,14 @@ def reset_linears(module: nn.Module) -> None:
             reset_layer(layer)
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
+
+
+def reset_parts(module: nn.Module) -> None:
+    """Draw the parts of a module anew, each as it starts."""
+    for part in module.children():
+        if isinstance(part, nn.Linear):
+            reset_layer(part)
+        elif isinstance(part, nn.ModuleList):
+            reset_parts(part)
+        else:
+            part.reset_parameters()  # type: ignore[operator]

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jair._parameters import LATENT, POSITION, reset_linears, truncated_normal
+from jair._checks import modalities
+from jair._parameters import LATENT, POSITION, reset, reset_linears, reset_parts, truncated_normal
 from jair.config import JAIRConfig
 from jair.fusion import JointAdaptiveFusion, gated_fusions, transformer_layers
 from jair.transformer_layer import run_block, run_layers
@@ -30,8 +31,14 @@ class OneSequence(nn.Module):
         self.type_embedding = truncated_normal(2, config.dim, std=POSITION)
         self.stack = transformer_layers(config, config.num_layers)
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        reset_parts(self)
+        reset(self.type_embedding, POSITION)
+
     def join(self, image: Tensor, text: Tensor, text_mask: Tensor | None) -> Fused:
         """The sequence and its mask."""
+        modalities(image, text, text_mask, self.type_embedding[0])
         types = self.type_embedding.to(image.dtype)
         mask = None if text_mask is None else F.pad(text_mask, (image.shape[1], 0), value=True)
         return torch.cat([image + types[0], text + types[1]], dim=1), mask
@@ -56,8 +63,13 @@ class CrossAttentionFusion(nn.Module):
         self.layers = transformer_layers(config, config.iterations)
         self.stack = transformer_layers(config, config.num_layers)
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        reset_parts(self)
+
     def forward(self, image: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Fused:
         """-> ([B,L,D], text_mask)."""
+        modalities(image, text, text_mask, next(self.layers.parameters()))
         for block, layer in zip(self.blocks, self.layers, strict=True):
             text = run_block(block, text, image, checkpointing=self.checkpointing)
             text = run_block(layer, text, text_mask, checkpointing=self.checkpointing)
@@ -72,6 +84,11 @@ class PerceiverFusion(OneSequence):
         self.latents = truncated_normal(2 * config.num_latents, config.dim, std=LATENT)
         self.blocks = gated_fusions(config)
         self.layers = transformer_layers(config, config.iterations)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        super().reset_parameters()
+        reset(self.latents, LATENT)
 
     def forward(self, image: Tensor, text: Tensor, text_mask: Tensor | None = None) -> Fused:
         """-> ([B,2 num_latents,D], None)."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from jair._checks import sequence, whole_numbers
-from jair._parameters import POSITION, reset_linears, truncated_normal
+from jair._checks import modalities, sequence, whole_numbers
+from jair._parameters import POSITION, reset, reset_linears, reset_parts, truncated_normal
 from jair.config import JAIRConfig
 from jair.resampler import LatentResampler, image_resampler
 from jair.transformer_layer import TransformerLayer, run_block, run_layers
@@ -45,7 +45,9 @@ class GatedFusion(nn.Module):
     ) -> None:
         super().__init__()
         kv_dim = dim if kv_dim is None else kv_dim
-        whole_numbers(dim=dim, num_heads=num_heads, mlp_dim=mlp_dim, kv_dim=kv_dim)
+        dim, num_heads, mlp_dim, kv_dim = whole_numbers(
+            dim=dim, num_heads=num_heads, mlp_dim=mlp_dim, kv_dim=kv_dim
+        )
         check.divides("num_heads", num_heads, "dim", dim)
         check.choice("form", form, ("jair", "flamingo"))
         check.positive("eps", eps)
@@ -173,10 +175,20 @@ class JointAdaptiveFusion(nn.Module):
         self.layers = transformer_layers(config, config.iterations)
         self.stack = transformer_layers(config, config.num_layers)
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+        reset_parts(self)
+        if self.type_embedding is not None:
+            reset(self.type_embedding, POSITION)
+        for scalars in (self.a, self.b):
+            if scalars is not None:
+                nn.init.ones_(scalars)
+
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, text_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """image [B,N,D], text [B,L,D] -> (tokens [B,K,D], None); text_mask: bool [B,L], True = keep."""
+        modalities(image, text, text_mask, self.text_resampler.out.bias)
         f, t = self.image_resampler(image), self.text_resampler(text, text_mask)
         if self.type_embedding is not None:
             t, f = t + self.type_embedding[0].to(t.dtype), f + self.type_embedding[1].to(f.dtype)

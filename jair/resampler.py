@@ -50,8 +50,8 @@ class LatentResampler(nn.Module):
         super().__init__()
         kv_dim = dim if kv_dim is None else kv_dim
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        sizes = {"dim": dim, "num_latents": num_latents, "num_heads": num_heads}
-        whole_numbers(**sizes, kv_dim=kv_dim, num_kv_heads=num_kv_heads)
+        dim, num_latents, num_heads = whole_numbers(dim=dim, num_latents=num_latents, num_heads=num_heads)
+        kv_dim, num_kv_heads = whole_numbers(kv_dim=kv_dim, num_kv_heads=num_kv_heads)
         check.divides("num_heads", num_heads, "dim", dim)
         check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
         check.flag("norm", norm)
@@ -149,7 +149,7 @@ class SpatialResampler(nn.Module):
 
     def __init__(self, dim: int, num_tokens: int) -> None:
         super().__init__()
-        whole_numbers(dim=dim, num_tokens=num_tokens)
+        dim, num_tokens = whole_numbers(dim=dim, num_tokens=num_tokens)
         self.convs = nn.ModuleList(nn.Conv2d(dim, out, 3, padding=1) for out in (dim, dim, dim, num_tokens))
         self.reset_parameters()
 

@@ -39,7 +39,7 @@ class TransformerLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        whole_numbers(dim=dim, num_heads=num_heads, mlp_dim=mlp_dim)
+        dim, num_heads, mlp_dim = whole_numbers(dim=dim, num_heads=num_heads, mlp_dim=mlp_dim)
         check.divides("num_heads", num_heads, "dim", dim)
         check.positive("eps", eps)
         self.num_heads, self.eps = num_heads, eps

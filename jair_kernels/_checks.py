@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -111,12 +113,22 @@ def positive(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
 
 
-def count(name: str, value: object) -> None:
-    """An integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
+def whole(name: str, value: object) -> int:
+    """An integer, also one of numpy's, as an int."""
+    if type(value) is int:  # all that compiled code meets
+        return value
+    if not isinstance(value, (bool, torch.Tensor)) and hasattr(value, "__index__"):
+        with suppress(TypeError):  # an array has the method, and refuses
+            return operator.index(value)
+    raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
+def count(name: str, value: object) -> int:
+    """An integer of at least 1, as an int."""
+    number = whole(name, value)
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number
 
 
 def flag(name: str, value: object) -> None:

@@ -86,6 +86,26 @@ def test_values_and_all_gradients(name: str, checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("name", list(FUSIONS))
+@pytest.mark.parametrize("stream", ["joint", "text"])
+def test_parameters_are_drawn_anew(name: str, stream: str) -> None:
+    """Every one of them, from the distribution that it started from."""
+    config = jair.JAIRConfig(**{**CONFIG, "dim": 48}, fusion=name, stream=stream)
+    module = FUSIONS[name](config)
+    first = {key: value.clone() for key, value in module.state_dict().items()}
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(float("nan"))
+    module.reset_parameters()
+    for key, value in module.state_dict().items():
+        assert value.isfinite().all(), key
+        if first[key].numel() > 1 and first[key].std() > 0:
+            assert not torch.equal(value, first[key]), key
+            torch.testing.assert_close(value.std(), first[key].std(), rtol=0.25, atol=0)
+        else:
+            assert torch.equal(value, first[key]), key
+
+
+@pytest.mark.parametrize("name", list(FUSIONS))
 def test_text_without_a_token_is_finite(name: str) -> None:
     module = scrambled(FUSIONS[name](jair.JAIRConfig(**CONFIG, fusion=name)))
     image, text = randn(3, 9, D), randn(3, 5, D)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 import jair
+import jair_kernels
+from jair.baselines import FUSIONS
 
 D, K = 12, 3
 LEARNER, FIRST, V1 = (
@@ -98,3 +101,65 @@ def test_bad_input_is_named(case: str) -> None:
     with pytest.raises((TypeError, ValueError), match="expected") as error:
         call()
     assert str(error.value) == message
+
+
+CONFIG = {"dim": D, "num_heads": 2, "mlp_dim": 8, "num_latents": 3, "iterations": 1, "num_layers": 0}
+TEXT, KEEP = torch.zeros(2, 5, D), torch.ones(2, 5, dtype=torch.bool)
+OF_FUSIONS = {
+    "image rank": ((X[0], TEXT, KEEP), "image: expected 3 dimensions [B, N, D], got shape [6, 12]"),
+    "image width": ((X[..., :5], TEXT, KEEP), "image: expected D = 12, got shape [2, 6, 5]"),
+    "text width": ((X, TEXT[..., :5], KEEP), "text: expected D = 12, got shape [2, 5, 5]"),
+    "image dtype": (
+        (X.double(), TEXT, KEEP),
+        "image: expected dtype float32 like the parameters, got float64",
+    ),
+    "text dtype": ((X, TEXT.half(), KEEP), "text: expected dtype float32 like the parameters, got float16"),
+    "batch": ((X, TEXT[:1], KEEP[:1]), "text: expected a batch of 2 like image, got shape [1, 5, 12]"),
+    "mask": ((X, TEXT, KEEP[:, :4]), "text_mask: expected shape [B, N] = [2, 5], got [2, 4]"),
+}
+
+
+@pytest.mark.parametrize("name", list(FUSIONS))
+@pytest.mark.parametrize("case", OF_FUSIONS)
+def test_bad_input_of_a_fusion_is_named(name: str, case: str) -> None:
+    module = FUSIONS[name](jair.JAIRConfig(**CONFIG, fusion=name))
+    given, message = OF_FUSIONS[case]
+    module(X, TEXT, KEEP)
+    with pytest.raises((TypeError, ValueError), match="expected") as error:
+        module(*given)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.int32, np.uint8])
+def test_sizes_may_be_whole_numbers_of_numpy(whole: type) -> None:
+    sizes = [whole(number) for number in (D, K, 2, 8, 5)]
+    dim, tokens, heads, hidden, kv_dim = sizes
+    text = X[:, :5]
+    modules = (
+        (jair.TokenLearner(dim, tokens), (X,)),
+        (jair.LatentResampler(dim, tokens, heads, kv_dim, num_kv_heads=whole(1)), (X[..., :5],)),
+        (jair.TransformerLayer(dim, heads, hidden), (X,)),
+        (jair.GatedFusion(dim, heads, hidden, kv_dim), (X, X[..., :5])),
+        (
+            jair.JointAdaptiveFusion(jair.JAIRConfig(**{n: whole(v) for n, v in CONFIG.items() if v})),
+            (X, text),
+        ),
+    )
+    for module, inputs in modules:
+        module(*inputs)
+    layer = jair.TransformerLayer(dim, heads, hidden)
+    assert type(layer.num_heads) is int
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), np.float32(4), np.ones(2, dtype=int), torch.tensor(4)])
+def test_what_is_no_whole_number_is_refused(value: object) -> None:
+    message = f"num_heads: expected an int, got {type(value).__name__}"
+    q = torch.zeros(1, 2, 4, requires_grad=True)
+    params = jair_kernels.TransformerLayerParams(*(None,) * 12)
+    for call in (
+        lambda: jair.TransformerLayer(D, value, 8),
+        lambda: jair_kernels.fused_transformer_layer(q, params, num_heads=value),
+    ):
+        with pytest.raises(TypeError, match="expected an int") as error:
+            call()
+        assert str(error.value) == message

@@ -70,7 +70,7 @@ def fused_gated_fusion(
     check.operand("f", f, "B N D_kv", (b, None, None), t, mixed)
     n = f.shape[1]
     check.choice("form", form, FORMS)
-    check.count("num_heads", num_heads)
+    num_heads = check.count("num_heads", num_heads)
     _check_params(params, t, f, num_heads, form, mixed)
     check.key_mask("mask", mask, (b, n), t)
     check.key_range("kv_range", kv_range, (b, l), t)

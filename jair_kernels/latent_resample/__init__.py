@@ -74,9 +74,9 @@ def fused_latent_resample(
     b, n, d_kv = x.shape
     check.latent_sets("latents", latents, b, x, mixed)
     width = latents.shape[-1]
-    check.count("num_heads", num_heads)
+    num_heads = check.count("num_heads", num_heads)
     if num_kv_heads is not None:
-        check.count("num_kv_heads", num_kv_heads)
+        num_kv_heads = check.count("num_kv_heads", num_kv_heads)
         check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
     kv_heads = num_heads if num_kv_heads is None else num_kv_heads
     check.operand("wq", wq, "h_d D", (None, width), x, mixed)

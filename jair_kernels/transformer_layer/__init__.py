@@ -51,7 +51,7 @@ def fused_transformer_layer(
     """
     check.main_input("x", x, "B N D")
     autocast = check.autocast_dtype(x)
-    check.count("num_heads", num_heads)
+    num_heads = check.count("num_heads", num_heads)
     _check_params(params, x, num_heads, autocast is not None)
     check.key_mask("mask", mask, x.shape[:2], x)
     check.flag("causal", causal)

@@ -49,16 +49,17 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " bool norm) -> (Tensor dx, Tensor dqueries)");
 
   // What surrounds the matrix products of a layer, over rows [R,D]:
-  //   z = base + tanh(gate) (update + update_bias), base = x or LN(x; x_stats), then y = LN(z) if `norm`.
+  //   z = base + tanh(gate) update, base = x or LN(x; x_stats), then y = LN(z) if `norm`.
   m.def(
       "add_norm_forward(Tensor x, Tensor? x_stats, Tensor? x_weight, Tensor? x_bias, Tensor? update,"
-      " Tensor? update_bias, Tensor? gate, bool norm, Tensor? weight, Tensor? bias, float eps)"
+      " Tensor? gate, bool norm, Tensor? weight, Tensor? bias, float eps)"
       " -> (Tensor z, Tensor y, Tensor stats)");
   m.def(
       "add_norm_backward(Tensor dy, Tensor? dz, Tensor z, Tensor stats, Tensor? weight, Tensor? bias)"
       " -> (Tensor dx, Tensor dweight, Tensor dbias)");
-  m.def("bias_gelu_forward(Tensor h, Tensor? bias, bool tanh) -> Tensor g");
-  m.def("bias_gelu_backward(Tensor dg, Tensor h, Tensor? bias, bool tanh) -> (Tensor dh, Tensor g, Tensor dbias)");
+  // The backward computes g again, which the next product's needs; its sums are those of dh over rows.
+  m.def("gelu_forward(Tensor h, bool tanh) -> Tensor g");
+  m.def("gelu_backward(Tensor dg, Tensor h, bool tanh, bool sums) -> (Tensor dh, Tensor g, Tensor total)");
 
   // Over rows and along them, in float32, of float64 in float64: what the gradients of biases and gates are made of.
   m.def("column_sum(Tensor rows) -> Tensor");

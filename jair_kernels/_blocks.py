@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 import jair_kernels.add_norm
-import jair_kernels.bias_gelu
-import jair_kernels.cross_attention  # noqa: F401
+import jair_kernels.cross_attention
+import jair_kernels.gelu  # noqa: F401
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
 from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
 _PLAIN = (Tensor, torch.nn.Parameter)  # of which a storage may be asked for
-NEEDED = ("add_norm", "bias_gelu", "cross_attention")
+NEEDED = ("add_norm", "gelu", "cross_attention")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def norm(backend: str, x: Tensor, p: Norm) -> tuple[Tensor, Tensor]:
     """(LN(x), statistics); without a norm (x, empty)."""
     if p.weight is None:
         return x, x.new_empty((0,))
-    none = (None,) * 6
+    none = (None,) * 5
     _, y, stats = block("add_norm", backend).forward(x, *none, True, p.weight, p.bias, p.eps)
     return y, stats
 
@@ -46,7 +46,7 @@ def norm_again(backend: str, x: Tensor, stats: Tensor, p: Norm) -> Tensor:
     if p.weight is None:
         return x
     run = block("add_norm", backend).forward
-    y: Tensor = run(x, stats, p.weight, p.bias, None, None, None, False, None, None, p.eps)[0]
+    y: Tensor = run(x, stats, p.weight, p.bias, None, None, False, None, None, p.eps)[0]
     return y
 
 
@@ -66,7 +66,7 @@ def add(
     """base + tanh(gate) update; base is x, or LN(x) where its (statistics, norm) are given."""
     stats, p = (None, Norm(None, None, 1.0)) if base is None else base
     run = block("add_norm", backend).forward
-    z: Tensor = run(x, stats, p.weight, p.bias, update, None, gate, False, None, None, p.eps)[0]
+    z: Tensor = run(x, stats, p.weight, p.bias, update, gate, False, None, None, p.eps)[0]
     return z
 
 
@@ -78,7 +78,7 @@ def add_then_norm(
         z = add(backend, x, update, gate, None)
         return z, z, x.new_empty((0,))
     run = block("add_norm", backend).forward
-    z, y, stats = run(x, None, None, None, update, None, gate, True, after.weight, after.bias, after.eps)
+    z, y, stats = run(x, None, None, None, update, gate, True, after.weight, after.bias, after.eps)
     return z, y, stats
 
 

@@ -8,7 +8,6 @@ import torch
 
 from jair_kernels import _blocks
 from jair_kernels._backends import block
-from jair_kernels._sums import column_sum
 
 Tensor = torch.Tensor
 
@@ -27,7 +26,7 @@ class Mlp(NamedTuple):
 def forward(backend: str, z: Tensor, a: Tensor, p: Mlp) -> tuple[Tensor, Tensor]:
     """(output, h = w1 a + b1, which is kept)."""
     h = _blocks.linear(a, p.w1, p.b1)
-    g = block("bias_gelu", backend).forward(h, None, p.tanh)
+    g = block("gelu", backend).forward(h, p.tanh)
     return _blocks.add(backend, z, _blocks.linear(g, p.w2, p.b2), p.gate, None), h
 
 
@@ -47,9 +46,8 @@ def backward(
 ) -> MlpGradients:
     """Gradients past the branch; that of the residual is dy itself. `needs`: w1, b1, w2, b2, gate."""
     last = _blocks.Gated(p.w2, p.b2, p.gate)
-    dh, g, _empty = block("bias_gelu", backend).backward(last.through(dy), h, None, p.tanh)
+    dh, g, total = block("gelu", backend).backward(last.through(dy), h, p.tanh, needs[1])
     dw2, db2, dgate = last.backward(dy, g, needs[2:])
     del g  # as large as h: not beside what follows
     dw1 = dh.mT @ a if needs[0] else None
-    db1 = column_sum(dh) if needs[1] else None
-    return MlpGradients(dh @ p.w1, dw1, db1, dw2, db2, dgate)
+    return MlpGradients(dh @ p.w1, dw1, total if needs[1] else None, dw2, db2, dgate)

@@ -1,4 +1,4 @@
-"""Rows and sums over rows in Triton: what add_norm and bias_gelu share.
+"""Rows and sums over rows in Triton: what add_norm and gelu share.
 
 Each program of a backward sums a range of rows; the ranges are then added in their order, without atomics.
 """

@@ -31,9 +31,9 @@ from triton.compiler import ASTSource
 
 from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
 from jair_kernels.add_norm import triton as add_norm
-from jair_kernels.bias_gelu import triton as bias_gelu
 from jair_kernels.cross_attention import triton as attention
 from jair_kernels.cross_attention import triton_grad as attention_grad
+from jair_kernels.gelu import triton as gelu
 from jair_kernels.query_pool import triton as query_pool
 from jair_kernels.query_pool import triton_grad as query_pool_grad
 from jair_kernels.query_pool import triton_rows as query_pool_rows
@@ -54,7 +54,7 @@ SHAPES = (
     (100, 512, 64, 81),
     (1024, 1024, 64, 32),
 )
-# D and M of the layers whose rows add_norm and bias_gelu take.
+# D and M of the layers whose rows add_norm and gelu take.
 ROWS = ((768, 2048), (1024, 2816))
 TYPES = {
     torch.bfloat16: "bf16",
@@ -89,7 +89,7 @@ MODULES = (
     query_pool_grad,
     query_pool_rows,
     add_norm,
-    bias_gelu,
+    gelu,
     attention,
     attention_grad,
 )
@@ -155,21 +155,21 @@ def call_attention(dtype: torch.dtype, l: int, n: int, h: int, h_kv: int, d: int
 
 
 def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
-    """add_norm and bias_gelu as the layers use them, with all parameters and with none."""
+    """add_norm and gelu as the layers use them, with all parameters and with none."""
     r = 64 * 196
     x, stats = torch.empty(r, d, dtype=dtype), torch.empty(r, 2)
     scale, one = torch.empty(d, dtype=dtype), torch.empty(1, dtype=dtype)
-    add_norm.forward(x, None, None, None, None, None, None, True, scale, scale, 1e-6)
-    add_norm.forward(x, None, None, None, x, scale, None, True, scale, scale, 1e-6)
-    add_norm.forward(x, stats, scale, scale, x, scale, scale, True, scale, scale, 1e-6)
-    add_norm.forward(x, stats, None, None, x, None, one, False, None, None, 1e-6)
+    add_norm.forward(x, None, None, None, None, None, True, scale, scale, 1e-6)
+    add_norm.forward(x, None, None, None, x, None, True, scale, scale, 1e-6)
+    add_norm.forward(x, stats, scale, scale, x, scale, True, scale, scale, 1e-6)
+    add_norm.forward(x, stats, None, None, x, one, False, None, None, 1e-6)
     for gradient in (None, x):
         add_norm.backward(x, gradient, x, stats, scale, scale)
     add_norm.backward(x, x, x, stats, None, None)
     h = torch.empty(r, m, dtype=dtype)
-    for bias, tanh in product((None, torch.empty(m, dtype=dtype)), (False, True)):
-        bias_gelu.forward(h, bias, tanh)
-        bias_gelu.backward(h, h, bias, tanh)
+    for sums, tanh in product((False, True), (False, True)):
+        gelu.forward(h, tanh)
+        gelu.backward(h, h, tanh, sums)
 
 
 def call_query_pool(dtype: torch.dtype, n: int, d: int, k: int) -> None:

@@ -48,7 +48,7 @@ SCHEMAS = {
     ),
 }
 
-ROW = "Tensor? x_stats, Tensor? x_weight, Tensor? x_bias, Tensor? update, Tensor? update_bias, Tensor? gate"
+ROW = "Tensor? x_stats, Tensor? x_weight, Tensor? x_bias, Tensor? update, Tensor? gate"
 ATTENTION = "Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? kv_range"
 BLOCKS = {
     "cross_attention_forward": (f"{ATTENTION}, float scale", "(Tensor o, Tensor stats)"),
@@ -73,10 +73,10 @@ BLOCKS = {
         "Tensor dy, Tensor? dz, Tensor z, Tensor stats, Tensor? weight, Tensor? bias",
         "(Tensor dx, Tensor dweight, Tensor dbias)",
     ),
-    "bias_gelu_forward": ("Tensor h, Tensor? bias, bool tanh", "Tensor g"),
-    "bias_gelu_backward": (
-        "Tensor dg, Tensor h, Tensor? bias, bool tanh",
-        "(Tensor dh, Tensor g, Tensor dbias)",
+    "gelu_forward": ("Tensor h, bool tanh", "Tensor g"),
+    "gelu_backward": (
+        "Tensor dg, Tensor h, bool tanh, bool sums",
+        "(Tensor dh, Tensor g, Tensor total)",
     ),
 }
 # On the CPU alone: elsewhere PyTorch's own are as good.

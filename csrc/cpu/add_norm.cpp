@@ -33,7 +33,7 @@ void check_stats(const OptionalTensor& stats, const Tensor& x, const char* name)
 
 struct Inputs {
   Tensor x;
-  OptionalTensor x_stats, x_weight, x_bias, update, update_bias, gate, weight, bias;
+  OptionalTensor x_stats, x_weight, x_bias, update, gate, weight, bias;
 
   AddNormParams params(bool norm, double eps) const {
     STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0, "x: unexpected shape");
@@ -43,7 +43,6 @@ struct Inputs {
     check_rows(update, x, "update");
     check_parameter(x_weight, p.width, x, "x_weight");
     check_parameter(x_bias, p.width, x, "x_bias");
-    check_parameter(update_bias, p.width, x, "update_bias");
     p.gate_size = gate ? gate->numel() : 0;
     STD_TORCH_CHECK(!gate || p.gate_size == 1 || p.gate_size == p.width, "gate: unexpected shape");
     check_parameter(gate, p.gate_size, x, "gate");
@@ -53,20 +52,18 @@ struct Inputs {
     if (x_stats) p.x_stats = x_stats->data_ptr();
     if (update) p.update = update->data_ptr(), p.update_row = update->stride(0);
     p.x_weight = parameter(x_weight), p.x_bias = parameter(x_bias);
-    p.update_bias = parameter(update_bias), p.gate = parameter(gate);
+    p.gate = parameter(gate);
     p.weight = parameter(weight), p.bias = parameter(bias);
     return p;
   }
 };
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, OptionalTensor x_stats, OptionalTensor x_weight,
-                                           OptionalTensor x_bias, OptionalTensor update, OptionalTensor update_bias,
-                                           OptionalTensor gate, bool norm, OptionalTensor weight, OptionalTensor bias,
-                                           double eps) {
+                                           OptionalTensor x_bias, OptionalTensor update, OptionalTensor gate, bool norm,
+                                           OptionalTensor weight, OptionalTensor bias, double eps) {
   STD_TORCH_CHECK(x.dim() == 2, "x: unexpected shape");
-  const Inputs in{with_dense_rows(x), contiguous(x_stats),     contiguous(x_weight),
-                  contiguous(x_bias), with_dense_rows(update), contiguous(update_bias),
-                  contiguous(gate),   contiguous(weight),      contiguous(bias)};
+  const Inputs in{with_dense_rows(x),      contiguous(x_stats), contiguous(x_weight), contiguous(x_bias),
+                  with_dense_rows(update), contiguous(gate),    contiguous(weight),   contiguous(bias)};
   AddNormParams p = in.params(norm, eps);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
   const auto rows = [&](bool wanted) { return wanted ? empty(x, {p.rows, p.width}, dtype) : empty(x, {0}, dtype); };

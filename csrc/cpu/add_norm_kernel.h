@@ -1,4 +1,4 @@
-// z = base + tanh(gate) (update + update_bias) and y = LN(z) over rows, and the backward of LN. Included once per
+// z = base + tanh(gate) update and y = LN(z) over rows, and the backward of LN. Included once per
 // instruction set.
 #include "cpu/vec.h"
 #include "cpu/pool.h"
@@ -33,7 +33,6 @@ class AddNorm {
       : p_(p),
         x_weight_(whole_parameter<C>(p.x_weight, p.width, C(1), frame)),
         x_bias_(whole_parameter<C>(p.x_bias, p.width, C(0), frame)),
-        update_bias_(whole_parameter<C>(p.update_bias, p.width, C(0), frame)),
         factor_(make_factor(p, frame)),
         weight_(whole_parameter<C>(p.weight, p.width, C(1), frame)),
         bias_(whole_parameter<C>(p.bias, p.width, C(0), frame)) {}
@@ -77,11 +76,11 @@ class AddNorm {
     const C* stats = kBaseNormed ? static_cast<const C*>(p_.x_stats) + 2 * row : nullptr;
     over_columns<C>(p_.width, [&](int64_t d, auto vector) {
       const Vec<C> weight = load(x_weight_ + d), bias = load(x_bias_ + d);
-      const Vec<C> factor = load(factor_ + d), update_bias = load(update_bias_ + d);
+      const Vec<C> factor = load(factor_ + d);
       for (int i = 0; i < N; ++i) {
         Vec<C> v = vector.get(x + i * p_.x_row + d);
         if constexpr (kBaseNormed) v = (v - stats[2 * i]) * stats[2 * i + 1] * weight + bias;
-        if constexpr (kUpdated) v += factor * (vector.get(update + i * p_.update_row + d) + update_bias);
+        if constexpr (kUpdated) v += factor * vector.get(update + i * p_.update_row + d);
         vector.put(z + i * p_.width + d, v);
       }
     });
@@ -121,7 +120,7 @@ class AddNorm {
   }
 
   const AddNormParams& p_;
-  const C *x_weight_, *x_bias_, *update_bias_, *factor_, *weight_, *bias_;
+  const C *x_weight_, *x_bias_, *factor_, *weight_, *bias_;
 };
 
 // dx = rstd (g - mean of g - zhat mean of g zhat) + dz, g = dy weight, zhat = (z - mean) rstd.

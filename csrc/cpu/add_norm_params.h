@@ -14,7 +14,7 @@ struct AddNormParams {
   Parameter x_weight, x_bias;
   const void* update;  // null: nothing is added
   int64_t update_row;
-  Parameter update_bias, gate;
+  Parameter gate;
   int64_t gate_size;  // 1 or D
   bool norm;
   Parameter weight, bias;

@@ -21,6 +21,18 @@ inline void read_parameter(const Parameter& p, int64_t offset, int64_t count, C*
   with_parameter<C>(p, offset, [&](const auto* from) { convert_row(from, out, count); });
 }
 
+// A parameter [width] in the compute type, padded with zeros, and `absent` in all columns where there is none.
+template <typename C>
+inline C* whole_parameter(const Parameter& p, int64_t width, C absent, Scratch::Frame& frame) {
+  C* out = frame.take<C>(padded<C>(width));
+  if (p.data) {
+    read_parameter(p, 0, width, out);
+  } else {
+    std::fill(out, out + padded<C>(width), absent);
+  }
+  return out;
+}
+
 // `count` gradients from element `offset` on, in the type of their parameter; nothing where it is absent.
 template <typename C>
 inline void write_gradient(const Parameter& p, void* gradient, int64_t offset, int64_t count, const C* from) {

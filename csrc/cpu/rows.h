@@ -61,18 +61,6 @@ inline void over_rows(int64_t first, int64_t last, F f) {
   for (; row < last; ++row) f(RowGroup<1>{}, row);
 }
 
-// A parameter [width] in the compute type, padded with zeros, and `absent` in all columns where there is none.
-template <typename C>
-inline C* whole_parameter(const Parameter& p, int64_t width, C absent, Scratch::Frame& frame) {
-  C* out = frame.take<C>(padded<C>(width));
-  if (p.data) {
-    read_parameter(p, 0, width, out);
-  } else {
-    std::fill(out, out + padded<C>(width), absent);
-  }
-  return out;
-}
-
 // Sums over rows in a fixed order: those of each thread, then those of all threads. `size` is a multiple of a vector.
 // Blocks of rows are added with compensation.
 template <typename C>

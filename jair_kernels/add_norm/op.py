@@ -15,7 +15,6 @@ def _fake_forward(
     x_weight: torch.Tensor | None,
     x_bias: torch.Tensor | None,
     update: torch.Tensor | None,
-    update_bias: torch.Tensor | None,
     gate: torch.Tensor | None,
     norm: bool,
     weight: torch.Tensor | None,

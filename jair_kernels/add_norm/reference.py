@@ -15,19 +15,18 @@ def add_norm_forward(
     x_weight: Tensor | None,
     x_bias: Tensor | None,
     update: Tensor | None,
-    update_bias: Tensor | None,
     gate: Tensor | None,
     norm: bool,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z = base + tanh(gate) (update + update_bias), then y = LN(z) if `norm`, over rows.
+    """z = base + tanh(gate) update, then y = LN(z) if `norm`, over rows.
 
         base = x, or LN(x) = (x - mean) rstd x_weight + x_bias with x_stats (mean, rstd)
 
     Args:
-        x, update: [R,D]. x_stats: [R,2]. x_weight, x_bias, update_bias, weight, bias: [D]. gate: [1] or [D].
+        x, update: [R,D]. x_stats: [R,2]. x_weight, x_bias, weight, bias: [D]. gate: [1] or [D].
             Without an update nothing is added; without a gate its factor is 1; weight 1 and bias 0 likewise.
 
     Returns:
@@ -39,8 +38,7 @@ def add_norm_forward(
     if x_stats is not None:
         z = _affine((z - x_stats[:, :1]) * x_stats[:, 1:], x_weight, x_bias)
     if update is not None:
-        added = update.to(wide) if update_bias is None else update.to(wide) + update_bias.to(wide)
-        z = z + (added if gate is None else gate.to(wide).tanh() * added)
+        z = z + (update.to(wide) if gate is None else gate.to(wide).tanh() * update.to(wide))
     z = z.to(x.dtype)
     out = nothing if x_stats is None and update is None else z
     if not norm:

@@ -36,10 +36,10 @@ def gate_factor(gate):
 
 @triton.jit
 def forward_kernel(
-    x, x_stats, x_weight, x_bias, update, update_bias, gate, weight, bias, z, y, stats, R, D, x_r, update_r,
+    x, x_stats, x_weight, x_bias, update, gate, weight, bias, z, y, stats, R, D, x_r, update_r,
     eps, BASE_NORMED: tl.constexpr, HAS_X_WEIGHT: tl.constexpr, HAS_X_BIAS: tl.constexpr,
-    UPDATED: tl.constexpr, HAS_UPDATE_BIAS: tl.constexpr, GATES: tl.constexpr, NORM: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    UPDATED: tl.constexpr, GATES: tl.constexpr, NORM: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """GATES: 0 none, 1 one for all columns, 2 one for each."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -53,7 +53,6 @@ def forward_kernel(
         v += load_parameter(x_bias, d, D, 0.0, HAS_X_BIAS)[None, :]
     if UPDATED:
         added = load_rows(update, row, update_r, R, d, D)
-        added += load_parameter(update_bias, d, D, 0.0, HAS_UPDATE_BIAS)[None, :]
         if GATES == 1:
             added *= gate_factor(tl.load(gate).to(tl.float32))
         if GATES == 2:
@@ -109,8 +108,7 @@ def backward_kernel(
 
 def forward(
     x: Tensor, x_stats: Tensor | None, x_weight: Tensor | None, x_bias: Tensor | None, update: Tensor | None,
-    update_bias: Tensor | None, gate: Tensor | None, norm: bool, weight: Tensor | None, bias: Tensor | None,
-    eps: float,
+    gate: Tensor | None, norm: bool, weight: Tensor | None, bias: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The op's forward: z, y and stats, each empty where the reference says so."""
     r, d = x.shape
@@ -125,11 +123,11 @@ def forward(
     launch(
         forward_kernel, (ceil_div(r, block["BLOCK_R"]),), x, x,
         *(contiguous(p, x) for p in (x_stats, x_weight, x_bias)), update_rows,
-        *(contiguous(p, x) for p in (update_bias, gate, weight, bias)), z if combined else x, y, stats, r, d,
-        x.stride(0), update_rows.stride(0), eps, BASE_NORMED=x_stats is not None,
-        HAS_X_WEIGHT=x_weight is not None, HAS_X_BIAS=x_bias is not None, UPDATED=update is not None,
-        HAS_UPDATE_BIAS=update_bias is not None, GATES=0 if gate is None else 1 if gate.numel() == 1 else 2,
-        NORM=norm, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, **block,
+        *(contiguous(p, x) for p in (gate, weight, bias)), z if combined else x, y, stats, r, d, x.stride(0),
+        update_rows.stride(0), eps, BASE_NORMED=x_stats is not None, HAS_X_WEIGHT=x_weight is not None,
+        HAS_X_BIAS=x_bias is not None, UPDATED=update is not None,
+        GATES=0 if gate is None else 1 if gate.numel() == 1 else 2, NORM=norm, HAS_WEIGHT=weight is not None,
+        HAS_BIAS=bias is not None, **block,
     )  # fmt: skip
     return z, y, stats
 

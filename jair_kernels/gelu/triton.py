@@ -1,4 +1,4 @@
-"""bias_gelu in Triton."""
+"""gelu in Triton."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import ceil_div, launch, padded, rows_contiguous, symbolic
-from jair_kernels._triton_mlp import contiguous, gelu, gelu_slope
+from jair_kernels._triton_mlp import gelu, gelu_slope
 from jair_kernels._triton_rows import (
     add_ranges,
-    load_parameter,
     load_rows,
-    new_gradient,
     split_rows,
     store_rows,
 )
@@ -35,40 +33,37 @@ def precise_slope(h, TANH: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    h, bias, g, R, M, h_r, HAS_BIAS: tl.constexpr, TANH: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    h, g, R, M, h_r, TANH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One block of rows and columns."""
     chunks = tl.cdiv(M, BLOCK_M)
     row = (tl.program_id(0) // chunks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     m = (tl.program_id(0) % chunks) * BLOCK_M + tl.arange(0, BLOCK_M)
-    v = load_rows(h, row, h_r, R, m, M) + load_parameter(bias, m, M, 0.0, HAS_BIAS)[None, :]
-    store_rows(g, gelu(v, TANH), row, R, m, M)
+    store_rows(g, gelu(load_rows(h, row, h_r, R, m, M), TANH), row, R, m, M)
 
 
 @triton.jit
 def backward_kernel(
-    dg, h, bias, dh, g, parts, R, M, dg_r, h_r, blocks, HAS_BIAS: tl.constexpr, TANH: tl.constexpr,
+    dg, h, dh, g, parts, R, M, dg_r, h_r, blocks, SUMS: tl.constexpr, TANH: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """One range of rows, one block of columns; the sums of dh become a row of parts."""
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     begin = tl.program_id(0).to(tl.int64) * blocks * BLOCK_R
-    shift = load_parameter(bias, m, M, 0.0, HAS_BIAS)
     total = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)
     for i in range(blocks):
         row = begin + i * BLOCK_R + tl.arange(0, BLOCK_R)
-        v = load_rows(h, row, h_r, R, m, M) + shift[None, :]
+        v = load_rows(h, row, h_r, R, m, M)
         gradient = load_rows(dg, row, dg_r, R, m, M) * precise_slope(v, TANH)
         store_rows(g, gelu(v, TANH), row, R, m, M)
         store_rows(dh, gradient, row, R, m, M)
         total += gradient
-    if HAS_BIAS:
+    if SUMS:
         to = parts + tl.program_id(0).to(tl.int64) * M + m
         tl.store(to, tl.sum(total, 0), mask=m < M)
 
 
-def forward(h: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
+def forward(h: Tensor, tanh: bool) -> Tensor:
     """The op's forward."""
     r, m = h.shape
     g = h.new_empty((r, m))
@@ -76,30 +71,28 @@ def forward(h: Tensor, bias: Tensor | None, tanh: bool) -> Tensor:
         return g
     h, block = rows_contiguous(h), _block(m, 512)
     grid = (ceil_div(r, block["BLOCK_R"]) * ceil_div(m, block["BLOCK_M"]),)
-    launch(
-        forward_kernel, grid, h, h, contiguous(bias, h), g, r, m, h.stride(0), HAS_BIAS=bias is not None,
-        TANH=tanh, **block,
-    )  # fmt: skip
+    launch(forward_kernel, grid, h, h, g, r, m, h.stride(0), TANH=tanh, **block)
     return g
 
 
-def backward(dg: Tensor, h: Tensor, bias: Tensor | None, tanh: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The op's backward: dh, g, and dbias in the bias's dtype."""
+def backward(dg: Tensor, h: Tensor, tanh: bool, sums: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The op's backward: dh, g, and the sums of dh over rows in float32."""
     r, m = h.shape
-    dh, g, dbias = h.new_empty((r, m)), h.new_empty((r, m)), new_gradient(bias, h)
+    dh, g = h.new_empty((r, m)), h.new_empty((r, m))
+    total = h.new_empty((m if sums else 0,), dtype=torch.float32)
     if not symbolic(r) and r == 0:
-        return dh, g, dbias.zero_()
+        return dh, g, total.zero_()
     dg, h, block = rows_contiguous(dg), rows_contiguous(h), _block(m, 256)
     columns = ceil_div(m, block["BLOCK_M"])
     splits, blocks = split_rows(r, block["BLOCK_R"], columns)
     parts = h.new_empty((splits, 1, m), dtype=torch.float32)
     launch(
-        backward_kernel, (splits, columns), h, dg, h, contiguous(bias, h), dh, g, parts, r, m, dg.stride(0),
-        h.stride(0), blocks, HAS_BIAS=bias is not None, TANH=tanh, **block,
+        backward_kernel, (splits, columns), h, dg, h, dh, g, parts, r, m, dg.stride(0), h.stride(0),
+        blocks, SUMS=sums, TANH=tanh, **block,
     )  # fmt: skip
-    if bias is not None:
-        add_ranges(parts, dbias)
-    return dh, g, dbias
+    if sums:
+        add_ranges(parts, total)
+    return dh, g, total
 
 
 def _block(width: int, columns: int) -> dict[str, int]:

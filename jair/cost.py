@@ -110,6 +110,8 @@ def _fusion(config: JAIRConfig, image: int, text: int) -> tuple[int, int]:
     total = steps * each + (steps + config.num_layers) * _layer(config, fused)
     if config.fusion == "joint_adaptive":
         total += _image_resampler(config, image) + _resampler(config, text)
+        if config.stream == "text":
+            total += steps * config.dim**2  # shifts of the norms through wk and wv, once for the batch of two
     return total, fused
 
 

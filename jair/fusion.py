@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from jair._checks import modalities, sequence, whole_numbers
@@ -12,6 +16,7 @@ from jair.resampler import LatentResampler, image_resampler
 from jair.transformer_layer import TransformerLayer, run_block, run_layers
 from jair_kernels import GatedFusionParams, fused_gated_fusion
 from jair_kernels import _checks as check
+from jair_kernels._autograd import without_autocast
 
 
 class GatedFusion(nn.Module):
@@ -82,21 +87,25 @@ class GatedFusion(nn.Module):
         f: torch.Tensor,
         mask: torch.Tensor | None = None,
         kv_range: torch.Tensor | None = None,
+        *,
+        projected: bool = False,
     ) -> torch.Tensor:
         """t [B,L,D] and f [B,N,D_kv] -> [B,L,D].
 
-        mask (bool [B,N], True = keep) and kv_range ([B,L,2]) concern f. Errors as in the operation.
+        mask (bool [B,N], True = keep) and kv_range ([B,L,2]) concern f. With `projected` f is what
+        `keys_and_values` has made of it, [B,N,2 D]. Errors as in the operation.
         """
         sequence("t", t, self.norm_t.weight)
-        sequence("f", f, self.k.weight[0])
+        if not projected:
+            sequence("f", f, self.k.weight[0])
         params = GatedFusionParams(
             *_affine(self.norm_t),
-            *_affine(self.norm_f),
+            *_affine(None if projected else self.norm_f),
             wq=self.q.weight,
             bq=None,
-            wk=self.k.weight,
+            wk=None if projected else self.k.weight,
             bk=None,
-            wv=self.v.weight,
+            wv=None if projected else self.v.weight,
             bv=None,
             wo=self.out.weight,
             bo=self.out.bias,
@@ -123,6 +132,25 @@ class GatedFusion(nn.Module):
 
 def _affine(norm: nn.LayerNorm | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     return (None, None) if norm is None else (norm.weight, norm.bias)
+
+
+def keys_and_values(blocks: Sequence[GatedFusion], f: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of blocks in the form "jair" that all ask the same f [B,N,D_kv]: keys and values [B,N,2 D] of each, in
+    one product.
+
+    Their norms differ in scale and shift alone, LN(f) = gamma fhat + beta, and fold into the projections:
+    W LN(f) = (W diag(gamma)) fhat + W beta (docs/derivations.md, section 1).
+    """
+    normed = F.layer_norm(f, f.shape[-1:], eps=blocks[0].eps)
+    weights, shifts = [], []
+    with without_autocast((f,)):  # which would round the weights before they are scaled
+        for block in blocks:
+            assert block.norm_f is not None
+            for layer in (block.k, block.v):
+                weights.append(layer.weight * block.norm_f.weight)
+                shifts.append(block.norm_f.bias.unsqueeze(0) @ layer.weight.mT)
+    made = F.linear(normed, torch.cat(weights), torch.cat(shifts, dim=1).squeeze(0))
+    return made.chunk(len(blocks), dim=-1)
 
 
 def transformer_layers(config: JAIRConfig, count: int) -> nn.ModuleList:
@@ -152,7 +180,8 @@ class JointAdaptiveFusion(nn.Module):
 
     The scalars a_i and b_i are learned and start at 1 (our reading of "weighted"). In stream "joint" the
     next iteration asks the new f (our decision, it reproduces the published operation counts); in "text",
-    Eq. 4 to the letter, f never changes. In "joint" each modality gets a type embedding after resampling.
+    Eq. 4 to the letter, f never changes, and all blocks' keys and values are one product. In "joint" each
+    modality gets a type embedding after resampling.
 
     The interface is that of all fusions: image [B,N,D] and text [B,L,D] to the tokens that the decoder
     attends, and their mask. The text's mask ends at the resampler: what that returns is never padding.
@@ -192,8 +221,13 @@ class JointAdaptiveFusion(nn.Module):
         f, t = self.image_resampler(image), self.text_resampler(text, text_mask)
         if self.type_embedding is not None:
             t, f = t + self.type_embedding[0].to(t.dtype), f + self.type_embedding[1].to(f.dtype)
+        given = self._given(f)
         for i, (block, layer) in enumerate(zip(self.blocks, self.layers, strict=True)):
-            fused = run_block(block, t, f, checkpointing=self.checkpointing)
+            if given is None:
+                fused = run_block(block, t, f, checkpointing=self.checkpointing)
+            else:
+                fuse = partial(block, projected=True)
+                fused = run_block(fuse, t, given[i], checkpointing=self.checkpointing)
             t = self._combine(fused, t, i)
             if self.stream == "joint":
                 both = torch.cat([t, f], dim=1)
@@ -203,6 +237,15 @@ class JointAdaptiveFusion(nn.Module):
                 t = run_block(layer, t, checkpointing=self.checkpointing)
         tokens = both if self.stream == "joint" else t
         return run_layers(self.stack, tokens, checkpointing=self.checkpointing), None
+
+    def _given(self, f: torch.Tensor) -> tuple[torch.Tensor, ...] | None:
+        """Keys and values of all blocks where f never changes; a sharded block has its weights, and is of
+        its own class, only while it runs itself.
+        """
+        if self.stream != "text":
+            return None
+        blocks = [block for block in self.blocks if type(block) is GatedFusion]
+        return keys_and_values(blocks, f) if len(blocks) == len(self.blocks) else None
 
     def _combine(self, fused: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
         if self.combination == "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -79,7 +79,9 @@ class TransformerLayer(nn.Module):
         return fused_transformer_layer(x, params, num_heads=self.num_heads, mask=mask, eps=self.eps)
 
 
-def run_block(block: nn.Module, *inputs: torch.Tensor | None, checkpointing: bool) -> torch.Tensor:
+def run_block(
+    block: Callable[..., torch.Tensor], *inputs: torch.Tensor | None, checkpointing: bool
+) -> torch.Tensor:
     """block(*inputs), with `checkpointing` computed again in the backward instead of saved."""
     if checkpointing and torch.is_grad_enabled():
         again: torch.Tensor = checkpoint(block, *inputs, use_reentrant=False)

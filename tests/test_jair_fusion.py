@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import plain_fusion as plain
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import jair
 import jair_kernels
@@ -140,6 +142,50 @@ def test_joint_adaptive_fusion(stream: str, combination: str, checkpointing: boo
     )
 
 
+class Products(TorchDispatchMode):
+    """Counts matrix products over the rows of the image's tokens."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.widths = rows, list[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default) and len(result) == self.rows:
+            self.widths.append(result.shape[1])
+        return result
+
+
+def test_stream_text_has_one_product_for_all_keys_and_values() -> None:
+    """Of f, which here has another number of rows than t."""
+    config = jair.JAIRConfig(**{**CONFIG, "iterations": 3, "num_layers": 0}, stream="text")
+    module = scrambled(jair.JointAdaptiveFusion(config))
+    module.image_resampler = torch.nn.Identity()
+    with Products(rows=14) as counted:
+        module(randn(2, 7, D), randn(2, 5, D))
+    assert counted.widths == [3 * 2 * D]
+
+
+def test_blocks_of_another_class_project_for_themselves() -> None:
+    """As sharded ones, whose weights are whole only while they run."""
+
+    class Sharded(jair.GatedFusion):
+        pass
+
+    module = scrambled(jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG, stream="text")))
+    inputs = randn(2, 9, D), randn(2, 5, D)
+    leaves = [*inputs, *module.parameters()]
+    want = module(*inputs, MASK[:2])[0]
+    wants = torch.autograd.grad(want, leaves, torch.ones_like(want))
+    module.blocks[1].__class__ = Sharded
+    with Products(rows=2 * L) as counted:
+        y = module(*inputs, MASK[:2])[0]
+    assert max(counted.widths) < 4 * D
+    assert_close(y, want)
+    for have, grad in zip(torch.autograd.grad(y, leaves, torch.ones_like(y)), wants, strict=True):
+        assert_close(have, grad)
+
+
 def test_spatial_resampler() -> None:
     module = scrambled(jair.SpatialResampler(D, L))
 
@@ -177,16 +223,20 @@ def test_other_image_resamplers_take_the_latents_place(resampler: str) -> None:
     assert torch.equal(module(f, text)[0], tokens)
 
 
-def test_fusion_compiles_whole() -> None:
-    module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG)).double()
+@pytest.mark.parametrize("stream", ["joint", "text"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fusion_compiles_whole(stream: str, checkpointing: bool) -> None:
+    options = {"stream": stream, "gradient_checkpointing": checkpointing}
+    module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG, **options)).double()
     image, text, mask = randn(2, 9, D), randn(2, 5, D), MASK[:2]
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     assert_close(compiled(image, text, mask)[0], module(image, text, mask)[0])
 
 
-def test_autocast_and_backends_agree() -> None:
+@pytest.mark.parametrize("stream", ["joint", "text"])
+def test_autocast_and_backends_agree(stream: str) -> None:
     torch.manual_seed(0)
-    module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG))
+    module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG, stream=stream))
     image, text = torch.randn(2, 9, D), torch.randn(2, 5, D)
     exact = module(image, text)[0]
     with jair_kernels.use_backend("reference"):

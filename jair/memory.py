@@ -56,7 +56,7 @@ def memory(
         backend: of the operations of `jair_kernels`; None = the device's own where they have one.
         device: "cpu" or "cuda".
     """
-    one, two = (batch_memory(config, n, text_length, target_length, backend, device) for n in (1, 2))
+    one, two = _count(config, (1, 2), text_length, target_length, backend, device)
     return two - one
 
 
@@ -69,25 +69,40 @@ def batch_memory(
     device: str = "cpu",
 ) -> Memory:
     """Memory of a whole batch, with the copies of weights that autocast makes. Arguments as in `memory`."""
+    return _count(config, (batch,), text_length, target_length, backend, device)[0]
+
+
+def _count(
+    config: JAIRConfig,
+    batches: tuple[int, ...],
+    text_length: int | None,
+    target_length: int | None,
+    backend: str | None,
+    device: str,
+) -> list[Memory]:
     text_length, target_length = lengths(config, text_length, target_length)
     with torch.device("meta"):
         model = JAIR(with_settings(config))
     chosen = nullcontext() if backend is None else use_backend(backend)
-    live, kept = _Live(), _Kept()
     with FakeTensorMode(allow_non_fake_inputs=True), chosen:
         model = model.to_empty(device=device)
-        with torch.device(device):
-            given = inputs(config, batch, text_length, target_length)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        own = [*model.parameters(), *model.buffers(), *given.values()]
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        live.ignore([*own, *gradients])
-        with live:
-            with torch.autocast(device, torch.bfloat16), kept.hooks():
-                loss = model(**given).loss
-            saved = kept.bytes(own)
-            loss.backward()
+        with torch.device(device):
+            given = [inputs(config, batch, text_length, target_length) for batch in batches]
+        return [_step(model, tensors, device) for tensors in given]
+
+
+def _step(model: JAIR, given: dict[str, Tensor], device: str) -> Memory:
+    live, kept = _Live(), _Kept()
+    own = [*model.parameters(), *model.buffers(), *given.values()]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    live.ignore([*own, *gradients])
+    with live:
+        with torch.autocast(device, torch.bfloat16), kept.hooks():
+            loss = model(**given).loss
+        saved = kept.bytes(own)
+        loss.backward()
     return Memory(saved, live.peak)
 
 

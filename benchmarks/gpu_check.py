@@ -18,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,16 +111,17 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
     """(output, "" or the reason of the failure)."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
     try:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+        with _interruptible():
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
     except OSError as error:
         return "", f"{command[0]} does not start: {error.strerror}"
     reason = ""
@@ -134,6 +136,20 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
     if process.returncode and not reason:
         reason = f"exit status {process.returncode}: {_last_line(output)[:200]}"
     return output, reason
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started within takes interrupts, also where a shell has started this process in the background:
+    it then ignores them, and its children would too.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _signal_group(group: int, sign: signal.Signals) -> None:

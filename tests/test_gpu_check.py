@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,11 +43,18 @@ def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
     )
 
 
-def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(check: gpu_check.Check) -> None:
-    """As pytest does, the step writes what it has at the interrupt."""
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in-background"])
+def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(
+    check: gpu_check.Check, handler: Any
+) -> None:
+    """As pytest does, the step writes what it has at the interrupt; a shell's background jobs ignore those."""
     wait = "try:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
     sleeper = f"import time\n{wait}"
-    outcome = check.run("benchmarks", code(sleeper), 5)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        outcome = check.run("benchmarks", code(sleeper), 5)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (outcome.status, outcome.reason) == ("failed", "stopped after 5 s")
     assert "begun" in outcome.output
     assert "written" in outcome.output

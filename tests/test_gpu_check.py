@@ -47,7 +47,7 @@ def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
 def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(
     check: gpu_check.Check, handler: Any
 ) -> None:
-    """As pytest does, the step writes what it has at the interrupt; a shell's background jobs ignore those."""
+    """As pytest does, the step writes what it has at the interrupt; background jobs of a shell ignore it."""
     wait = "try:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
     sleeper = f"import time\n{wait}"
     before = signal.signal(signal.SIGINT, handler)

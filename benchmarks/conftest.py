@@ -108,7 +108,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="what the benchmarks run on")
     group.addoption("--full", action="store_true", help="also the rows that do not fit into ten minutes")
     group.addoption("--threads", type=int, default=2, help="threads of PyTorch on the CPU (default: 2)")
-    group.addoption("--group-seconds", type=float, default=1.2, help="time for each group of contestants")
+    group.addoption("--group-seconds", type=float, default=0.8, help="time for each group of contestants")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its options

@@ -218,7 +218,7 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
         ]
     table, more = (_CPU_TABLE, _CPU_MORE) if device == "cpu" else (_GPU_TABLE, _GPU_MORE)
     if op != "fused_tokenlearner":
-        count = 3 if device == "cpu" else 1
+        count = 2 if device == "cpu" else 1
         table, more = table[:count], (*table[count:], *more)
     elif device == "cpu":
         table = (*table[:2], (PHOTOS, "bf16"), (PHOTOS, "fp32"), *table[2:])

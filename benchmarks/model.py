@@ -54,7 +54,7 @@ class ModelCase:
 
 @functools.lru_cache(maxsize=1)
 def _model(case: ModelCase, device: str) -> torch.nn.Module:
-    """The model of a case, made once for neighbours that differ in the batch alone: base takes seconds to draw."""
+    """The model of a case, made once for neighbouring rows that differ in the batch alone."""
     from jair import JAIR
 
     torch.manual_seed(0)

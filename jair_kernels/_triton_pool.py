@@ -69,9 +69,15 @@ def load_softmax(pairs, k, K):
 
 
 @triton.jit
+def exponentials(s, top, keep):
+    """exp(s - max), exactly 0 in masked tokens: weights that a pooled sum is divided by the sum of later."""
+    return tl.where(keep[:, None], tl.exp(s - top[None, :]), 0.0)
+
+
+@triton.jit
 def softmax_weights(s, top, inverse, keep):
     """exp(s - max) / sum, exactly 0 in masked tokens."""
-    return tl.where(keep[:, None], tl.exp(s - top[None, :]) * inverse[None, :], 0.0)
+    return exponentials(s, top, keep) * inverse[None, :]
 
 
 @triton.jit

@@ -9,11 +9,11 @@ import triton.language as tl
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
 from jair_kernels._triton_pool import (
     add_to_softmax,
+    exponentials,
     finish_softmax,
     mask_arguments,
     merge,
     parts_of,
-    softmax_weights,
     split_tokens,
     store_softmax,
     tokens_kept,
@@ -71,8 +71,9 @@ def forward_kernel(
             inside = keep[:, None] & (k < K)[None, :]
             s = tl.load(scores + row[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
             xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
-            weights = softmax_weights(s, top, inverse, keep).to(xt.dtype)
+            weights = exponentials(s, top, keep).to(xt.dtype)
             acc = tl.dot(tl.trans(weights), xt, acc, input_precision=PRECISION)
+        acc *= tl.load(softmax + 2 * (place * K + k) + 1, mask=k < K, other=0.0)[:, None]
         out = y + (place * K + k)[:, None] * D + d[None, :]
         tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])
 

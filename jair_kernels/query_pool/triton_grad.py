@@ -18,6 +18,7 @@ import triton.language as tl
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
 from jair_kernels._triton_pool import (
     add_to_softmax,
+    exponentials,
     finish_softmax,
     load_softmax,
     mask_arguments,
@@ -65,15 +66,15 @@ def scores_kernel(
         top, inverse = finish_softmax(top, total)
     else:
         top, inverse = load_softmax(softmax + 2 * b * K, k, K)
-    weights = softmax_weights(s, top, inverse, keep)
+    to = sums + place * 4 * K + k
+    tl.store(to + 2 * K, top, mask=k < K)
+    tl.store(to + 3 * K, inverse, mask=k < K)
     at, inside = row[:, None] * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
     tl.store(scores + at, s, mask=inside)
     tl.store(dweights + at, dp, mask=inside)
-    to = sums + place * 4 * K + k
-    tl.store(to, tl.sum(weights * dp, 0), mask=k < K)
-    tl.store(to + K, tl.sum(weights, 0), mask=k < K)
-    tl.store(to + 2 * K, top, mask=k < K)
-    tl.store(to + 3 * K, inverse, mask=k < K)
+    weights = exponentials(s, top, keep)
+    tl.store(to, tl.sum(weights * dp, 0) * inverse, mask=k < K)
+    tl.store(to + K, tl.sum(weights, 0) * inverse, mask=k < K)
 
 
 @triton.jit

@@ -23,7 +23,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
-def _always(*inputs: object) -> str | None:
+def always(*inputs: object) -> str | None:
+    """The limit of a kernel that has none: all inputs fit."""
     return None
 
 
@@ -35,7 +36,7 @@ class Kernel:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
-    unfit: Callable[..., str | None] = _always
+    unfit: Callable[..., str | None] = always
     reads_result: bool = False
 
     def kept(self, results: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -111,7 +112,7 @@ def block(name: str, backend: str) -> Kernel:
 
 def register_composed(op: str, *blocks: str) -> None:
     """Announce an op that runs wherever all the building blocks do that it is composed of."""
-    _FITS[op] = {name: _always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
+    _FITS[op] = {name: always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
 
 
 def operators() -> tuple[str, ...]:

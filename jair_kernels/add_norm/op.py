@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from jair_kernels import _library, _triton, _vmap
+from jair_kernels import _operators
 from jair_kernels._autograd import accumulate_dtype, like_parameter
-from jair_kernels._backends import Kernel, register_block
+from jair_kernels._backends import register_block
 
 
 def _fake_forward(
@@ -37,19 +37,5 @@ def _fake_backward(
     return z.new_empty(z.shape), like_parameter(weight, z), like_parameter(bias, z)
 
 
-def _register() -> None:
-    kernels = {}
-    if _library.has_kernel("add_norm", "CPU"):
-        ops = torch.ops.jair_kernels
-        torch.library.register_fake("jair_kernels::add_norm_forward", _fake_forward)
-        torch.library.register_fake("jair_kernels::add_norm_backward", _fake_backward)
-        _vmap.register("add_norm", forward=(0, 1, 4))
-        kernels["cpu"] = Kernel(ops.add_norm_forward.default, ops.add_norm_backward.default)
-    forward = _triton.define("add_norm", "forward", _fake_forward, 3)
-    backward = _triton.define("add_norm", "backward", _fake_backward, 3)
-    _vmap.register("add_norm", forward=(0, 1, 4), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default)
-    register_block("add_norm", **kernels)
-
-
-_register()
+_KERNELS = _operators.define("add_norm", _fake_forward, _fake_backward, (3, 3), folded=((0, 1, 4), ()))
+register_block("add_norm", **_KERNELS)

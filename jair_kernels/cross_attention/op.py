@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _triton, _vmap
+from jair_kernels import _operators
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
-from jair_kernels._backends import Kernel, kernel, register, register_block
+from jair_kernels._backends import kernel, register, register_block
 from jair_kernels.cross_attention import cost
 
 Tensor = torch.Tensor
@@ -51,37 +50,28 @@ def _unfit_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     return None
 
 
-def _count(forward: Any, backward: Any) -> None:
-    @register_flop_formula(forward)
-    def _(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
-        b, l, h, d = q
-        return cost.forward_flops(b, h, l, k[1], d)
-
-    @register_flop_formula(backward)
-    def _(dout: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
-        b, l, h, d = q
-        return cost.backward_flops(b, h, l, k[1], d)
+def _forward_flops(q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+    b, l, h, d = q
+    return cost.forward_flops(b, h, l, k[1], d)
 
 
-def _register() -> None:
-    kernels = {}
-    if _library.has_kernel("cross_attention", "CPU"):
-        ops = torch.ops.jair_kernels
-        torch.library.register_fake("jair_kernels::cross_attention_forward", _fake_forward)
-        torch.library.register_fake("jair_kernels::cross_attention_backward", _fake_backward)
-        _vmap.register("cross_attention", forward=range(5), backward=range(8))
-        kernels["cpu"] = Kernel(ops.cross_attention_forward.default, ops.cross_attention_backward.default)
-        _count(ops.cross_attention_forward, ops.cross_attention_backward)
-    forward = _triton.define("cross_attention", "forward", _fake_forward, 2)
-    backward = _triton.define("cross_attention", "backward", _fake_backward, 2)
-    _vmap.register("cross_attention", forward=range(5), backward=range(8), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
-    _count(forward, backward)
-    register("fused_cross_attention", **kernels)
-    register_block("cross_attention", **kernels)
+def _backward_flops(dout: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> int:
+    b, l, h, d = q
+    return cost.backward_flops(b, h, l, k[1], d)
 
 
-_register()
+_KERNELS = _operators.define(
+    "cross_attention",
+    _fake_forward,
+    _fake_backward,
+    (2, 2),
+    folded=(range(5), range(8)),
+    flops=(_forward_flops, _backward_flops),
+    unfit=_unfit_triton,
+    reads_result=True,
+)
+register("fused_cross_attention", **_KERNELS)
+register_block("cross_attention", **_KERNELS)
 
 
 class _CrossAttention(torch.autograd.Function):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _triton, _vmap
+from jair_kernels import _operators, _triton
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once, grads_like
-from jair_kernels._backends import Kernel, kernel, register
+from jair_kernels._backends import kernel, register
 from jair_kernels.token_pool import cost
 
 
@@ -39,39 +38,27 @@ def _unfit_triton(x: torch.Tensor, scores: torch.Tensor) -> str | None:
     return _triton.unfit(scores.shape[2])
 
 
-def _count(forward: Any, backward: Any) -> None:
-    @register_flop_formula(forward)
-    def _(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
-        b, n, d = x
-        return cost.forward_flops(b, n, d, scores[2])
-
-    @register_flop_formula(backward)
-    def _(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
-        b, n, d = x
-        return cost.backward_flops(b, n, d, dy[1])
+def _forward_flops(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:
+    b, n, d = x
+    return cost.forward_flops(b, n, d, scores[2])
 
 
-def _register() -> None:
-    kernels = {}
-    if _library.has_kernel("token_pool", "CPU"):
-        ops = torch.ops.jair_kernels
-        torch.library.register_fake("jair_kernels::token_pool_forward", _fake_forward)
-        torch.library.register_fake("jair_kernels::token_pool_backward", _fake_backward)
-        _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5))
-        kernels["cpu"] = Kernel(ops.token_pool_forward.default, ops.token_pool_backward.default)
-        if _library.has_kernel("token_pool", "CUDA"):
-            kernels["cuda"] = kernels["cpu"]
-        _count(ops.token_pool_forward, ops.token_pool_backward)
-    forward = _triton.define("token_pool", "forward", _fake_forward, 2)
-    backward = _triton.define("token_pool", "backward", _fake_backward, 2)
-    _vmap.register("token_pool", forward=(0, 1, 2), backward=(0, 1, 2, 3, 4, 5), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
-    _count(forward, backward)
-
-    register("fused_token_pool", **kernels)
+def _backward_flops(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
+    b, n, d = x
+    return cost.backward_flops(b, n, d, dy[1])
 
 
-_register()
+_KERNELS = _operators.define(
+    "token_pool",
+    _fake_forward,
+    _fake_backward,
+    (2, 2),
+    folded=((0, 1, 2), (0, 1, 2, 3, 4, 5)),
+    flops=(_forward_flops, _backward_flops),
+    unfit=_unfit_triton,
+    reads_result=True,
+)
+register("fused_token_pool", **_KERNELS)
 
 
 class _TokenPool(torch.autograd.Function):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _triton, _vmap
+from jair_kernels import _operators, _triton
 from jair_kernels._autograd import (
     Differentiable,
     accumulate_dtype,
@@ -16,7 +15,7 @@ from jair_kernels._autograd import (
     grads_like,
     like_parameter,
 )
-from jair_kernels._backends import Kernel, kernel, register
+from jair_kernels._backends import kernel, register
 from jair_kernels.tokenfuser import cost
 
 Tensor = torch.Tensor
@@ -59,34 +58,26 @@ def _unfit_triton(x: Tensor, tokens: Tensor, w1: Tensor, w2: Tensor) -> str | No
     return _triton.unfit(w2.shape[0])
 
 
-def _count(forward: Any, backward: Any) -> None:
-    @register_flop_formula(forward)
-    def _(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
-    @register_flop_formula(backward)
-    def _(dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
+def _forward_flops(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+    return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
 
-def _register() -> None:
-    kernels = {}
-    if _library.has_kernel("tokenfuser", "CPU"):
-        ops = torch.ops.jair_kernels
-        torch.library.register_fake("jair_kernels::tokenfuser_forward", _fake_forward)
-        torch.library.register_fake("jair_kernels::tokenfuser_backward", _fake_backward)
-        _vmap.register("tokenfuser", forward=(0, 1))
-        kernels["cpu"] = Kernel(ops.tokenfuser_forward.default, ops.tokenfuser_backward.default)
-        _count(ops.tokenfuser_forward, ops.tokenfuser_backward)
-    forward = _triton.define("tokenfuser", "forward", _fake_forward, 2)
-    backward = _triton.define("tokenfuser", "backward", _fake_backward, 8)
-    _vmap.register("tokenfuser", forward=(0, 1), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton)
-    _count(forward, backward)
-    register("fused_tokenfuser", **kernels)
+def _backward_flops(
+    dy: Any, x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any
+) -> int:
+    return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
 
-_register()
+_KERNELS = _operators.define(
+    "tokenfuser",
+    _fake_forward,
+    _fake_backward,
+    (2, 8),
+    folded=((0, 1), ()),
+    flops=(_forward_flops, _backward_flops),
+    unfit=_unfit_triton,
+)
+register("fused_tokenfuser", **_KERNELS)
 
 
 class _TokenFuser(torch.autograd.Function):

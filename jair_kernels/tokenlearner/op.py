@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
-from jair_kernels import _library, _triton, _vmap
+from jair_kernels import _operators, _triton
 from jair_kernels._autograd import (
     Differentiable,
     accumulate_dtype,
@@ -16,7 +15,7 @@ from jair_kernels._autograd import (
     grads_like,
     like_parameter,
 )
-from jair_kernels._backends import Kernel, kernel, register
+from jair_kernels._backends import kernel, register
 from jair_kernels.tokenlearner import cost
 
 Tensor = torch.Tensor
@@ -65,34 +64,25 @@ def _unfit_triton(x: Tensor, w1: Tensor, w2: Tensor) -> str | None:
     return _triton.unfit(w2.shape[0])
 
 
-def _count(forward: Any, backward: Any) -> None:
-    @register_flop_formula(forward)
-    def _(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
-
-    @register_flop_formula(backward)
-    def _(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
-        return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
+def _forward_flops(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+    return cost.forward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
 
-def _register() -> None:
-    kernels = {}
-    if _library.has_kernel("tokenlearner", "CPU"):
-        ops = torch.ops.jair_kernels
-        torch.library.register_fake("jair_kernels::tokenlearner_forward", _fake_forward)
-        torch.library.register_fake("jair_kernels::tokenlearner_backward", _fake_backward)
-        _vmap.register("tokenlearner", forward=(0, 7))
-        kernels["cpu"] = Kernel(ops.tokenlearner_forward.default, ops.tokenlearner_backward.default)
-        _count(ops.tokenlearner_forward, ops.tokenlearner_backward)
-    forward = _triton.define("tokenlearner", "forward", _fake_forward, 3)
-    backward = _triton.define("tokenlearner", "backward", _fake_backward, 7)
-    _vmap.register("tokenlearner", forward=(0, 7), suffix="_triton")
-    kernels["triton"] = Kernel(forward.default, backward.default, _unfit_triton, reads_result=True)
-    _count(forward, backward)
-    register("fused_tokenlearner", **kernels)
+def _backward_flops(dy: Any, x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:
+    return cost.backward_flops(x[0], x[1], x[2], w2[1], w2[0])
 
 
-_register()
+_KERNELS = _operators.define(
+    "tokenlearner",
+    _fake_forward,
+    _fake_backward,
+    (3, 7),
+    folded=((0, 7), ()),
+    flops=(_forward_flops, _backward_flops),
+    unfit=_unfit_triton,
+    reads_result=True,
+)
+register("fused_tokenlearner", **_KERNELS)
 
 
 class _TokenLearner(torch.autograd.Function):

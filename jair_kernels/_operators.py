@@ -1,0 +1,66 @@
+"""The operators of an op on its compiled and its Triton backend: what torch has to know of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from jair_kernels import _library, _triton, _vmap
+from jair_kernels._backends import Kernel, always
+
+Flops = Callable[..., int]
+
+
+def define(
+    op: str,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    outputs: tuple[int, int],
+    *,
+    folded: tuple[Collection[int], Collection[int]] = ((), ()),
+    flops: tuple[Flops, Flops] | None = None,
+    unfit: Callable[..., str | None] = always,
+    reads_result: bool = False,
+) -> dict[str, Kernel]:
+    """Register jair_kernels::<op>_forward and _backward, compiled and in Triton, as one is like the other.
+
+    Args:
+        forward, backward: fake kernels, which also give the Triton operators their schemas.
+        outputs: how many tensors each returns.
+        folded: positions of arguments with an image axis, as in `_vmap.register`.
+        flops: formulas over the shapes of the arguments; None = none.
+        unfit, reads_result: of the Triton `Kernel`.
+
+    Returns:
+        the backends, as `_backends.register` and `register_block` take them.
+    """
+    directions, kernels, ops = ("forward", "backward"), {}, torch.ops.jair_kernels
+    if _library.has_kernel(op, "CPU"):
+        for direction, fake in zip(directions, (forward, backward), strict=True):
+            torch.library.register_fake(f"jair_kernels::{op}_{direction}", fake)
+        pair = [getattr(ops, f"{op}_{direction}") for direction in directions]
+        _describe(op, "", pair, folded, flops)
+        kernels["cpu"] = Kernel(pair[0].default, pair[1].default)
+        if _library.has_kernel(op, "CUDA"):
+            kernels["cuda"] = kernels["cpu"]
+    made = zip(directions, (forward, backward), outputs, strict=True)
+    pair = [_triton.define(op, direction, fake, count) for direction, fake, count in made]
+    _describe(op, "_triton", pair, folded, flops)
+    kernels["triton"] = Kernel(pair[0].default, pair[1].default, unfit, reads_result)
+    return kernels
+
+
+def _describe(
+    op: str,
+    suffix: str,
+    pair: list[Any],
+    folded: tuple[Collection[int], Collection[int]],
+    flops: tuple[Flops, Flops] | None,
+) -> None:
+    _vmap.register(op, forward=folded[0], backward=folded[1], suffix=suffix)
+    if flops is not None:
+        for operator, formula in zip(pair, flops, strict=True):
+            register_flop_formula(operator)(formula)

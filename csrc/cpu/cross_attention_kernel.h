@@ -99,7 +99,7 @@ class CrossAttention {
       load_rows(n, rows);
       engine_.times(k_rows_, 0, rows, q_columns_, p);
       range_.exclude(n, rows, p);
-      weights_again(n, rows, p);
+      softmax_.weigh(p, rows, kp_, range_.any() ? nullptr : keep(n), p_.mask_token);
       engine_.times(v_rows_, 0, rows, dout_columns_, dp);
       for (int64_t i = 0; i < rows; i += E::kStrip) {
         const int64_t count = std::min(E::kStrip, rows - i);
@@ -209,20 +209,6 @@ class CrossAttention {
     engine_.load_rows(k_rows_, 0, rows, p_.width, {k, p_.k.token, kept, step}, nullptr);
     engine_.load_rows(v_rows_, 0, rows, p_.width, {v, p_.v.token, kept, step}, nullptr);
     loaded_ = n;
-  }
-
-  // Scores become weights; those of excluded keys are -inf by now, or masked.
-  void weights_again(int64_t n, int64_t rows, C* p) const {
-    const uint8_t* mask = range_.any() ? nullptr : keep(n);
-    constexpr C kNone = -std::numeric_limits<C>::infinity();
-    for (int64_t i = 0; i < rows; ++i) {
-      const bool kept = !mask || mask[i * p_.mask_token];
-      for (int64_t m = 0; m < kp_; m += kLanes<C>) {
-        C* at = p + i * kp_ + m;
-        const Vec<C> s = load(at);
-        store(at, kept ? (s == kNone ? Vec<C>{} : softmax_.weights(s, m)) : Vec<C>{});
-      }
-    }
   }
 
   // Gradients of the block's keys `first`.. from weights and rows of the queries.

@@ -176,7 +176,22 @@ struct Softmax {
     for (int64_t k = 0; k < outputs; ++k) max[k] = from[2 * k], inverse[k] = from[2 * k + 1];
   }
 
-  Vec<C> weights(Vec<C> scores, int64_t k) const { return exp(scores - load(max + k)) * load(inverse + k); }
+  // Scores of -inf have no weight, not even where the others' sum is NaN.
+  Vec<C> weights(Vec<C> scores, int64_t k) const {
+    constexpr C kNone = -std::numeric_limits<C>::infinity();
+    return scores == kNone ? Vec<C>{} : exp(scores - load(max + k)) * load(inverse + k);
+  }
+
+  // Scores [rows,Kp] become weights, those of masked tokens 0; keep may be null.
+  void weigh(C* scores, int64_t rows, int64_t kp, const uint8_t* keep, int64_t keep_stride) const {
+    for (int64_t n = 0; n < rows; ++n) {
+      const bool kept = !keep || keep[n * keep_stride];
+      for (int64_t k = 0; k < kp; k += kLanes<C>) {
+        C* at = scores + n * kp + k;
+        store(at, kept ? weights(load(at), k) : Vec<C>{});
+      }
+    }
+  }
 };
 
 // Joins the states of images that were split between threads, in the order of their tokens, and hands each to

@@ -160,14 +160,8 @@ class TokenPool {
   // Scores become weights.
   void weights_again(int64_t image, int64_t token, int64_t count, C* p) {
     const uint8_t* mask = keep(image, token);
-    if (p_.sigmoid) return sigmoid_weights(p, count, mask, p_.mask_token, k_);
-    for (int64_t n = 0; n < count; ++n) {
-      const bool kept = !mask || mask[n * p_.mask_token];
-      for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-        C* at = p + n * kp_ + k;
-        store(at, kept ? softmax_.weights(load(at), k) : Vec<C>{});
-      }
-    }
+    p_.sigmoid ? sigmoid_weights(p, count, mask, p_.mask_token, k_)
+               : softmax_.weigh(p, count, kp_, mask, p_.mask_token);
   }
 
   const TokenPoolParams& p_;

@@ -84,7 +84,8 @@ class TokenLearner {
         mlp_.load_rows(s.image, n + i, i, count);
         mlp_.scores(i, count, kept.p + at * kp_, kept.centred + at * hp_);
         mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_);
-        weights_again(mlp_.keep(s.image, n + i), i, count, kept.p + at * kp_, kept.dp + at * kp_);
+        softmax_.weigh(kept.p + at * kp_, count, kp_, mlp_.keep(s.image, n + i), p_.mlp.mask_token);
+        add_shift(i, count, kept.dp + at * kp_);
         kept.add(kept.p + at * kp_, kept.dp + at * kp_, count, kp_);
       }
       loaded_ = n;
@@ -150,15 +151,12 @@ class TokenLearner {
     E::set_spread(dy_spread_, dy_);
   }
 
-  // Scores become P, 0 where masked; dP gets what the shift left out.
-  void weights_again(const uint8_t* mask, int64_t first, int64_t count, C* p, C* dp) {
+  // dP of rows `first`.. gets what the shift left out.
+  void add_shift(int64_t first, int64_t count, C* dp) const {
     for (int64_t n = 0; n < count; ++n) {
-      const bool kept = !mask || mask[n * p_.mlp.mask_token];
-      const C shift = mlp_.rows.shift[first + n];
       for (int64_t k = 0; k < kp_; k += kLanes<C>) {
-        const int64_t i = n * kp_ + k;
-        store(p + i, kept ? softmax_.weights(load(p + i), k) : Vec<C>{});
-        store(dp + i, load(dp + i) + shift * load(dy_sum_ + k));
+        C* at = dp + n * kp_ + k;
+        store(at, load(at) + mlp_.rows.shift[first + n] * load(dy_sum_ + k));
       }
     }
   }

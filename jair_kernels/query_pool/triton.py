@@ -73,6 +73,7 @@ def forward_kernel(
             xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
             weights = exponentials(s, top, keep).to(xt.dtype)
             acc = tl.dot(tl.trans(weights), xt, acc, input_precision=PRECISION)
+        # 1/sum from memory, behind the barrier: kept in registers beside acc it would spill.
         acc *= tl.load(softmax + 2 * (place * K + k) + 1, mask=k < K, other=0.0)[:, None]
         out = y + (place * K + k)[:, None] * D + d[None, :]
         tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])

@@ -36,14 +36,14 @@ def outside(test: Any) -> Any:
     return inside(pytest.mark.skipif(UNUSABLE, reason=reason)(test))
 
 
-def run_interpreted(file: str, at_least: int) -> None:
-    """Runs the tests of a file in the interpreter; so many of them must pass."""
+def run_interpreted(file: str) -> int:
+    """Runs the tests of a file in the interpreter, none of which may fail; how many have passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert int(passed[1] if passed else 0) >= at_least, done.stdout[-1000:]
+    return int(passed[1]) if passed else 0
 
 
 @pytest.fixture(autouse=True)

@@ -146,7 +146,7 @@ class Sum:
             (whole[b : b + 1, ..., where[n], :] if n in where else whole).add_(part[f"d{n}"])
 
 
-def same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
     for name, value in want.items():
         assert torch.equal(got[name], value), name
 

@@ -25,6 +25,7 @@ from masked_fusion import (
     N,
     Sum,
     assert_close,
+    assert_same,
     at,
     batched,
     changed,
@@ -34,7 +35,6 @@ from masked_fusion import (
     op_of,
     piece,
     results,
-    same,
     spoilt,
 )
 
@@ -50,7 +50,7 @@ def test_content_of_masked_tokens_is_ignored(name: str, backend: str, dtype: tor
     want = results(clean, backend, mask=MASK)
     assert all(value.isfinite().all() for value in want.values())
     got = results(spoilt(clean, ~MASK), backend, mask=MASK)
-    same(got, want)
+    assert_same(got, want)
     for key in keys_of(clean):
         assert not at(got[f"d{key}"], ~MASK).any()
         assert at(got[f"d{key}"], MASK).any(-1).all()
@@ -66,7 +66,7 @@ def test_strides_of_the_mask(name: str, backend: str, dtype: torch.dtype, layout
     }[layout]
     assert not mask.is_contiguous()
     sample = make(name, dtype)
-    same(results(sample, backend, mask=mask), results(sample, backend, mask=mask.contiguous()))
+    assert_same(results(sample, backend, mask=mask), results(sample, backend, mask=mask.contiguous()))
 
 
 @on_backends(CALLS, F64, F32)

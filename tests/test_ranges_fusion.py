@@ -20,6 +20,7 @@ from masked_fusion import (
     N,
     Sum,
     assert_close,
+    assert_same,
     at,
     changed,
     filled,
@@ -29,7 +30,6 @@ from masked_fusion import (
     op_of,
     piece,
     results,
-    same,
     spoilt,
 )
 
@@ -98,7 +98,7 @@ def test_ranges_out_of_bounds_are_clamped(
     tame += [[0, 0], [0, 7], [0, 0], [6, 7], [0, 0]]
     given, meant = torch.tensor(wild, dtype=integers).view(B, L, 2), torch.tensor(tame).view(B, L, 2)
     got = results(sample, backend, kv_range=given)
-    same(got, results(sample, backend, kv_range=meant))
+    assert_same(got, results(sample, backend, kv_range=meant))
     empty = meant[..., 0] == meant[..., 1]
     nothing = results(sample, backend, mask=torch.zeros(B, N, dtype=torch.bool))
     for n in ("y", f"d{QUERIES[op_of(name)]}"):
@@ -112,7 +112,7 @@ def test_layout_and_width_of_ranges_do_not_matter(name: str, backend: str, dtype
         want = results(sample, backend, kv_range=ranges.contiguous())
         swapped = ranges.permute(2, 1, 0).contiguous().permute(2, 1, 0)
         for other in (ranges, ranges.int(), swapped, swapped.int()):
-            same(results(sample, backend, kv_range=other), want)
+            assert_same(results(sample, backend, kv_range=other), want)
 
 
 # Two queries on the first image, two on the second, one before any; keys 5 and 6 are of no image.
@@ -125,8 +125,8 @@ def test_content_of_keys_out_of_every_range_is_ignored(name: str, backend: str, 
     clean, unseen = make(name, dtype), KEY >= 5
     broken = spoilt(clean, unseen)
     want = results(clean, backend, kv_range=IMAGES)
-    same(results(broken, backend, kv_range=IMAGES), want)
-    same(results(broken, backend, kv_range=IMAGES, mask=~unseen), want)
+    assert_same(results(broken, backend, kv_range=IMAGES), want)
+    assert_same(results(broken, backend, kv_range=IMAGES, mask=~unseen), want)
     for n in keys_of(clean):
         assert not at(want[f"d{n}"], unseen).any(), n
 

@@ -200,7 +200,7 @@ def forward(op: str) -> str:
     )
 
 
-def refuses(message: str, function: Callable[[], Any]) -> None:
+def assert_refused(message: str, function: Callable[[], Any]) -> None:
     with pytest.raises(NotImplementedError) as error:
         function()
     assert str(error.value) == message
@@ -212,10 +212,10 @@ def test_double_backward_is_refused(op: str) -> None:
         call = sample(op).requiring_grad()
         tensor = call.tensors[name]
         (grad,) = torch.autograd.grad(loss(call(backend="cpu")), tensor, create_graph=True)
-        refuses(second(op), lambda g=grad: g.sum().backward())
+        assert_refused(second(op), lambda g=grad: g.sum().backward())
         x = call.tensors["x"]
         (grad,) = torch.autograd.grad(loss(call(backend="cpu")), tensor, create_graph=True)
-        refuses(second(op), lambda g=grad, x=x: torch.autograd.grad(g.sum(), x, allow_unused=True))
+        assert_refused(second(op), lambda g=grad, x=x: torch.autograd.grad(g.sum(), x, allow_unused=True))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -235,9 +235,11 @@ def test_second_derivatives_of_torch_func_are_refused(op: str) -> None:
     def value(x: torch.Tensor) -> torch.Tensor:
         return loss(call(x=x, backend="cpu"))
 
-    refuses(second(op), lambda: torch.func.grad(lambda x: torch.func.grad(value)(x).sum())(x))
-    refuses(second(op), lambda: torch.autograd.functional.hessian(value, x))
-    refuses(second(op), lambda: torch.autograd.functional.jvp(lambda x: call(x=x, backend="cpu"), (x,), (x,)))
+    assert_refused(second(op), lambda: torch.func.grad(lambda x: torch.func.grad(value)(x).sum())(x))
+    assert_refused(second(op), lambda: torch.autograd.functional.hessian(value, x))
+    assert_refused(
+        second(op), lambda: torch.autograd.functional.jvp(lambda x: call(x=x, backend="cpu"), (x,), (x,))
+    )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -247,7 +249,9 @@ def test_forward_mode_is_refused(op: str, recording: bool) -> None:
         call = sample(op)
         with torch.set_grad_enabled(recording), fwAD.dual_level():
             dual = fwAD.make_dual(tensor, torch.ones_like(tensor))
-            refuses(forward(op), lambda name=name, dual=dual, call=call: call(**{name: dual}, backend="cpu"))
+            assert_refused(
+                forward(op), lambda name=name, dual=dual, call=call: call(**{name: dual}, backend="cpu")
+            )
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -258,9 +262,9 @@ def test_forward_mode_of_torch_func_is_refused(op: str) -> None:
     def value(x: torch.Tensor) -> torch.Tensor:
         return call(x=x, backend="cpu")
 
-    refuses(forward(op), lambda: torch.func.jvp(value, (x,), (x,)))
-    refuses(forward(op), lambda: torch.func.jacfwd(value)(x))
-    refuses(forward(op), lambda: torch.func.hessian(lambda x: loss(value(x)))(x))
+    assert_refused(forward(op), lambda: torch.func.jvp(value, (x,), (x,)))
+    assert_refused(forward(op), lambda: torch.func.jacfwd(value)(x))
+    assert_refused(forward(op), lambda: torch.func.hessian(lambda x: loss(value(x)))(x))
 
 
 @pytest.mark.parametrize("op", OPS)

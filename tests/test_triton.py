@@ -20,7 +20,7 @@ Tensors = tuple[torch.Tensor, ...]
 
 @outside
 def test_in_the_interpreter() -> None:
-    run_interpreted(__file__, at_least=20)
+    assert run_interpreted(__file__) >= 20
 
 
 def run(
@@ -217,11 +217,11 @@ def test_too_many_outputs_are_refused() -> None:
 def test_import_leaves_the_kernels_and_the_driver_alone() -> None:
     script = (
         "import sys, torch, jair_kernels;"
-        "assert not torch.cuda.is_initialized();"
         "kernels = [m for m in sys.modules if m.startswith('jair_kernels.') and m.endswith('.triton')];"
-        "assert not kernels, kernels;"
-        "torch.ops.jair_kernels.tokenlearner_forward_triton.default"
+        "print(torch.cuda.is_initialized(), kernels);"
+        "print(torch.ops.jair_kernels.tokenlearner_forward_triton.default)"
     )
-    subprocess.run(
-        [sys.executable, "-c", script], check=True, env=os.environ | {"TRITON_INTERPRET": "0"}, timeout=120
-    )
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=True, env=environment, timeout=120, capture_output=True, text=True)
+    assert done.stdout == "False []\njair_kernels.tokenlearner_forward_triton.default\n"

@@ -52,7 +52,7 @@ def short_segments() -> Iterator[None]:
 
 @outside
 def test_in_the_interpreter() -> None:
-    run_interpreted(__file__, at_least=40)
+    assert run_interpreted(__file__) >= 40
 
 
 @interpreted

@@ -43,7 +43,7 @@ ABSENT = [  # absent arguments, size of the gate, whether y is wanted
 
 @outside
 def test_in_the_interpreter() -> None:
-    run_interpreted(__file__, at_least=60)
+    assert run_interpreted(__file__) >= 60
 
 
 def check_both(dtype, r, d, **options):

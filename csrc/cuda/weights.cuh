@@ -103,7 +103,6 @@ __device__ void merge_softmax(const Statistics* partials, int64_t shares, int64_
 
 // The same from what a forward kept.
 __device__ void read_softmax(const Statistics* kept, int count, Statistics* shared) {
-#pragma unroll 1
   for (int j = threadIdx.x; j < count; j += blockDim.x) shared[j] = kept[j];
 }
 

@@ -160,15 +160,12 @@ def write(source: Path, folder: Path) -> str:
     return text
 
 
-def write_costs(folder: Path, whole: bool) -> str:
-    """The model's cost tables, exact counts, into a folder; their text, or why there are none. Memory is
-    counted in all tables, or in two of them, which takes half the time.
-    """
+def write_costs(folder: Path) -> str:
+    """The model's cost tables, exact counts, into a folder; their text, or why there are none."""
     try:
         from jair import cost_report, cost_tables
 
-        tables = tuple(cost_tables.TABLES) if whole else ("Fusion", "Image size")
-        return cost_report.write(cost_tables.count(memory_of=tables), folder)
+        return cost_report.write(cost_tables.count(), folder)
     except ImportError as error:
         return f"The model's costs are not counted: {error}\n"
 
@@ -197,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
         shutil.copyfile(options.json, folder / "benchmarks.json")
     print(write(options.json, folder))
     if options.cost:
-        print(write_costs(options.results / "cost" if options.commit else folder / "cost", options.commit))
+        print(write_costs(options.results / "cost" if options.commit else folder / "cost"))
     if options.commit and options.results == RESULTS:
         from benchmarks import readme
 

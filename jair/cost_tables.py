@@ -11,7 +11,7 @@ from typing import Any
 
 from jair import cost
 from jair.config import JAIRConfig
-from jair.memory import Memory, memory
+from jair.memory import Memory, memories
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,13 @@ def count(
     }
     distinct = list({_key(model): model for model in models.values()}.values())
     weighed = {_key(model): model for (table, _), model in models.items() if table in memory_of}
-    tasks = [(model, backend) for model in weighed.values() for backend in BACKENDS]
-    needs = dict(zip(((_key(m), b) for m, b in tasks), progress(_memories(tasks), len(tasks)), strict=True))
+    needs = dict(zip(weighed, progress(_memories(list(weighed.values())), len(weighed)), strict=True))
     operations = {_key(model): _operations(*model) for model in distinct}
     published = preset == "base" and not given and text_length is None
     found = []
     for (table, label), model in models.items():
         paper = next(row.paper for row in TABLES[table] if row.label == label)
-        sizes = {name: needs[_key(model), name] for name in BACKENDS if table in memory_of}
+        sizes = dict(zip(BACKENDS, needs[_key(model)], strict=True)) if table in memory_of else {}
         found.append(
             Cost(
                 table,
@@ -171,14 +170,15 @@ def _operations(config: JAIRConfig, text_length: int | None) -> tuple[int, int]:
     return cost.macs(config, text_length).total, cost.parameters(config)
 
 
-def _memories(tasks: list[tuple[Model, str]]) -> Iterable[Memory]:
-    if not tasks:
+def _memories(models: list[Model]) -> Iterable[list[Memory]]:
+    """Of each model, on every one of `BACKENDS`."""
+    if not models:
         return
-    workers = min(len(tasks), len(os.sched_getaffinity(0)))
+    workers = min(len(models), len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(_memory, tasks)
+        yield from pool.map(_memory, models)
 
 
-def _memory(task: tuple[Model, str]) -> Memory:
-    (config, text_length), backend = task
-    return memory(config, text_length, backend=BACKENDS[backend])
+def _memory(model: Model) -> list[Memory]:
+    config, text_length = model
+    return memories(config, tuple(BACKENDS.values()), text_length)

@@ -6,8 +6,10 @@ inside an operation is not seen; an allocator's rounding and fragments are not c
 
 from __future__ import annotations
 
+import gc
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +58,21 @@ def memory(
         backend: of the operations of `jair_kernels`; None = the device's own where they have one.
         device: "cpu" or "cuda".
     """
-    one, two = _count(config, (1, 2), text_length, target_length, backend, device)
-    return two - one
+    return memories(config, (backend,), text_length, target_length, device=device)[0]
+
+
+def memories(
+    config: JAIRConfig,
+    backends: Sequence[str | None],
+    text_length: int | None = None,
+    target_length: int | None = None,
+    *,
+    device: str = "cpu",
+) -> list[Memory]:
+    """`memory` on each of these backends."""
+    steps = [(backend, batch) for backend in backends for batch in (1, 2)]
+    counts = _count(config, steps, text_length, target_length, device)
+    return [two - one for one, two in zip(counts[::2], counts[1::2], strict=True)]
 
 
 def batch_memory(
@@ -69,28 +84,43 @@ def batch_memory(
     device: str = "cpu",
 ) -> Memory:
     """Memory of a whole batch, with the copies of weights that autocast makes. Arguments as in `memory`."""
-    return _count(config, (batch,), text_length, target_length, backend, device)[0]
+    return _count(config, [(backend, batch)], text_length, target_length, device)[0]
 
 
 def _count(
     config: JAIRConfig,
-    batches: tuple[int, ...],
+    steps: Sequence[tuple[str | None, int]],
     text_length: int | None,
     target_length: int | None,
-    backend: str | None,
     device: str,
 ) -> list[Memory]:
+    """A training step on each of these backends with a batch of that size."""
     text_length, target_length = lengths(config, text_length, target_length)
     with torch.device("meta"):
         model = JAIR(with_settings(config))
-    chosen = nullcontext() if backend is None else use_backend(backend)
-    with FakeTensorMode(allow_non_fake_inputs=True), chosen:
+    with FakeTensorMode(allow_non_fake_inputs=True), _no_collector():
         model = model.to_empty(device=device)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        with torch.device(device):
-            given = [inputs(config, batch, text_length, target_length) for batch in batches]
-        return [_step(model, tensors, device) for tensors in given]
+        found = []
+        for backend, batch in steps:
+            with torch.device(device):
+                given = inputs(config, batch, text_length, target_length)
+            with nullcontext() if backend is None else use_backend(backend):
+                found.append(_step(model, given, device))
+    return found
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without Python's search for cycles, which takes as long as all else and frees no tensor."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _step(model: JAIR, given: dict[str, Tensor], device: str) -> Memory:

@@ -182,6 +182,9 @@ class CrossAttention {
 
   // Queries, or what has their shape, times a factor. With `inverse`, those without keys are 0: they may hold NaN.
   void load_queries(const Heads<const void*>& from, double factor, C* to, const C* inverse) const {
+    for (int64_t m = 0; m < m_; m += p_.queries) {
+      prefetch_rows(static_cast<const T*>(from.data) + at_query(from, m), from.token, p_.queries, p_.width);
+    }
     for (int64_t m = 0; m < m_; ++m) {
       C* row = to + m * dp_;
       zero(row + padded<C>(p_.width), dp_ - padded<C>(p_.width));
@@ -206,6 +209,7 @@ class CrossAttention {
       attended_ = range_.attended();
     }
     attended_step_ = step;
+    prefetch_rows(k, p_.k.token, rows, p_.width), prefetch_rows(v, p_.v.token, rows, p_.width);
     engine_.load_rows(k_rows_, 0, rows, p_.width, {k, p_.k.token, kept, step}, nullptr);
     engine_.load_rows(v_rows_, 0, rows, p_.width, {v, p_.v.token, kept, step}, nullptr);
     loaded_ = n;

@@ -194,7 +194,7 @@ class Gated:
         if need_weight and product is not None:
             dweight = product.mul_(factor.unsqueeze(1).to(product.dtype))  # in place: G has served
             if centre is not None and total is not None:
-                dweight.addr_((factor * total).to(product.dtype), centre)
+                dweight.addcmul_((factor * total).to(product.dtype).unsqueeze(1), centre)  # addr_ is slow
         return dweight, None if total is None or not need_bias else factor * total, dgate
 
     def _centre(self, inner: Tensor) -> Tensor | None:

@@ -2,9 +2,10 @@
 
 Uses the machine's own Python, torch, triton and nvcc, and no network. Every step has a time limit and all of
 them together end within eight minutes; a step that fails does not stop the later ones. Results and a log lie
-in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. The summary, printed last, says of every step
-whether it is ok, failed or skipped, and why; the exit status is 1 unless every step is ok or was skipped for
-a tool that the machine lacks.
+in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. ``--only STEP`` runs that step alone, say with
+the other tools of compute-sanitizer (``--tool``); its log has a name of its own. The summary, printed last,
+says of every step whether it is ok, failed or skipped, and why; the exit status is 1 unless every step is ok
+or was skipped for a tool that the machine lacks.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ TOTAL_SECONDS = 465
 GRACE_SECONDS = 8  # between the interrupt, at which pytest still writes its results, and the end
 _LEFT_FOR_REPORT = 25
 
-GPU_KERNELS = (
-    ("fused_tokenlearner", "triton"),
-    ("fused_token_pool", "triton"),
-    ("fused_tokenfuser", "triton"),
-    ("fused_token_pool", "cuda"),
+TRITON_OPS = (
+    "fused_tokenlearner",
+    "fused_token_pool",
+    "fused_tokenfuser",
+    "fused_cross_attention",
+    "fused_latent_resample",
+    "fused_gated_fusion",
+    "fused_transformer_layer",
 )
+GPU_KERNELS = (*((op, "triton") for op in TRITON_OPS), ("fused_token_pool", "cuda"))
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 _PROBE = """
 import json, torch
@@ -77,6 +83,7 @@ class Outcome:
 class Check:
     """The steps of one run, in order, against one clock."""
 
+    tools: tuple[str, ...] = TOOLS[:2]  # of compute-sanitizer
     start: float = field(default_factory=time.monotonic)
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -206,9 +213,11 @@ def find_sanitizer() -> str | None:
 
 
 def sanitize(check: Check) -> None:
-    """Out-of-bounds and misaligned accesses, then races on shared memory, over a few small calls."""
+    """Wrong accesses, races on shared memory, reads of memory never written, misused barriers: each of the
+    tools that were asked for, over a few small calls.
+    """
     tool = find_sanitizer()
-    for name in ("memcheck", "racecheck"):
+    for name in check.tools:
         if tool is None:
             check.skip(name, "compute-sanitizer is not installed", lacks_tool=True)
             continue
@@ -252,27 +261,39 @@ def record(check: Check, found: dict[str, str]) -> None:
 STEPS: tuple[Callable[[Check], None], ...] = (build, tests, sanitize, benchmarks, report)
 
 
-def write_log(check: Check, folder: Path, summary: str) -> None:
+def write_log(check: Check, file: Path, summary: str) -> None:
     """The whole output of every step, without the paths of this machine."""
-    folder.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(f"=== {o}\n{o.output}" for o in check.outcomes) + f"\n=== summary\n{summary}\n"
     for path, name in ((str(ROOT), "."), (sys.prefix, "<python>"), (str(Path.home()), "~")):
         text = text.replace(path, name)
-    (folder / "gpu-check.log").write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run every step, write the log, print the summary."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, help="also copy the results to this folder")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[step.__name__ for step in STEPS],
+        help="this step; repeatable (default: all)",
+    )
+    parser.add_argument(
+        "--tool",
+        action="append",
+        choices=TOOLS,
+        help="this tool of compute-sanitizer; repeatable (default: the first two)",
+    )
     options = parser.parse_args(arguments)
-    check = Check()
+    check = Check(tuple(options.tool or TOOLS[:2]))
     found = probe(check)
     for step in STEPS:
-        if "kind" in found:
-            step(check)
-        else:
+        if "kind" not in found:
             check.skip(step.__name__, "no CUDA device was found")
+        elif options.only is None or step.__name__ in options.only:
+            step(check)
     folder = RESULTS / found.get("kind", "new")
     passed = all(o.status == "ok" or o.lacks_tool for o in check.outcomes)
     if "kind" in found:
@@ -281,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines += [str(outcome) for outcome in check.outcomes]
     lines.append(f"{'passed' if passed else 'NOT PASSED'} in {time.monotonic() - check.start:.0f} s")
     summary = "\n".join(lines)
-    write_log(check, folder, summary)
+    write_log(check, folder / f"{'-'.join(['gpu-check', *(options.only or [])])}.log", summary)
     if options.out:
         shutil.copytree(folder, options.out, dirs_exist_ok=True)
     print(f"\n{summary}\nwritten to {folder.relative_to(ROOT)}")

@@ -1,11 +1,8 @@
-"""Compile every Triton kernel ahead of time, without a GPU: ``python -m tests.aot_triton [--arch 80 90
-100]``.
+"""Compile every Triton kernel ahead of time, without a GPU: ``python -m tests.aot_triton [--arch 80]``.
 
-The launches are recorded from the ops' own host functions, run on fake tensors of the shapes of real
-models, so what
-is compiled is what a GPU would be given. Prints registers, spills and shared memory of every kernel;
-fails if one
-spills or asks for more shared memory than a block of that architecture can have.
+The launches are recorded from the ops' own host functions, run on fake tensors of the shapes of real models,
+so what is compiled is what a GPU would be given. Prints registers, spills and shared memory of every kernel;
+fails if one spills or asks for more shared memory than a block of that architecture can have.
 """
 
 from __future__ import annotations
@@ -41,8 +38,7 @@ from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
 
-# Shared memory of one block, in bytes (CUDA C++ programming guide, technical specifications per compute
-# capability).
+# Bytes of shared memory of a block (CUDA C++ programming guide, specifications per compute capability).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 
 # N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution.

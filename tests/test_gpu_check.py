@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -91,6 +92,21 @@ def test_a_machine_without_a_gpu_does_not_pass(
     for step in gpu_check.STEPS:
         assert f"{step.__name__:10} skipped" in log
     assert str(gpu_check.ROOT) not in log
+
+
+def test_every_kernel_that_is_tested_on_a_gpu_is_called_verified() -> None:
+    path = gpu_check.ROOT / "tests" / "gpu" / "test_device.py"
+    tested = runpy.run_path(str(path))["KERNELS"]
+    assert sorted(gpu_check.GPU_KERNELS) == sorted(tested)
+
+
+def test_all_tools_of_the_sanitizer_can_be_asked_for(
+    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check.tools = gpu_check.TOOLS
+    monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "true")
+    gpu_check.sanitize(check)
+    assert [(o.name, o.status) for o in check.outcomes] == [(name, "ok") for name in gpu_check.TOOLS]
 
 
 @pytest.mark.parametrize(("tests", "count"), [("ok", len(gpu_check.GPU_KERNELS)), ("failed", 0)])

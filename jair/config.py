@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jair._checks import whole_numbers
 from jair_kernels import _checks as check
 
 if TYPE_CHECKING:
@@ -73,13 +72,12 @@ class JAIRConfig:
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError, "<field>: expected ..., got ..."."""
-        whole_numbers(**{name: getattr(self, name) for name in SIZES})
-        for name, least in (("num_layers", 0), ("pad_token_id", 0), ("eos_token_id", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name}: expected an int >= {least}, got {value}")
+        least = dict.fromkeys(SIZES, 1) | {"num_layers": 0, "pad_token_id": 0, "eos_token_id": 0}
+        for name, at_least in least.items():
+            value = check.whole(name, getattr(self, name))
+            if value < at_least:
+                raise ValueError(f"{name}: expected an int >= {at_least}, got {value}")
+            object.__setattr__(self, name, value)  # an int: JSON refuses those of numpy
         for name, options in CHOICES.items():
             check.choice(name, getattr(self, name), options)
         check.divides("num_heads", self.num_heads, "dim", self.dim)

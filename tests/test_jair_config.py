@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from jair import JAIRConfig
@@ -24,6 +25,13 @@ def test_base_is_the_default_and_large_is_wider() -> None:
 def test_changes_and_json() -> None:
     config = JAIRConfig.preset("tiny", stream="text", num_layers=0)
     assert config == dataclasses.replace(JAIRConfig.preset("tiny"), stream="text", num_layers=0)
+    assert JAIRConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_numpys_integers_become_ints_that_json_takes() -> None:
+    sizes = {"dim": 96, "num_layers": 0, "eos_token_id": 3}
+    config = JAIRConfig.preset("tiny", **{name: np.int64(value) for name, value in sizes.items()})
+    assert config == JAIRConfig.preset("tiny", **sizes)
     assert JAIRConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -15,21 +15,16 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.steps import GRACE_SECONDS, ROOT, TOOLS, Check, last_line, python
+
 RESULTS = ROOT / "benchmarks" / "results"
 NEW = RESULTS / "new" / "gpu.json"
 VERIFIED = ROOT / "jair_kernels" / "verified.json"
-TOTAL_SECONDS = 465
-GRACE_SECONDS = 8  # between the interrupt, at which pytest still writes its results, and the end
 _LEFT_FOR_REPORT = 25
 
 TRITON_OPS = (
@@ -42,7 +37,6 @@ TRITON_OPS = (
     "fused_transformer_layer",
 )
 GPU_KERNELS = (*((op, "triton") for op in TRITON_OPS), ("fused_token_pool", "cuda"))
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 _PROBE = """
 import json, torch
@@ -64,123 +58,12 @@ print("available:", ", ".join(available_backends()))
 """
 
 
-@dataclass
-class Outcome:
-    """What became of a step."""
-
-    name: str
-    status: str  # ok, failed, skipped
-    seconds: float
-    reason: str = ""
-    output: str = ""
-    lacks_tool: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name:10} {self.status:8} {self.seconds:5.0f} s  {self.reason}".rstrip()
-
-
-@dataclass
-class Check:
-    """The steps of one run, in order, against one clock."""
-
-    tools: tuple[str, ...] = TOOLS[:2]  # of compute-sanitizer
-    start: float = field(default_factory=time.monotonic)
-    outcomes: list[Outcome] = field(default_factory=list)
-
-    def left(self) -> float:
-        return TOTAL_SECONDS - (time.monotonic() - self.start)
-
-    def status(self, name: str) -> str:
-        return next((o.status for o in self.outcomes if o.name == name), "skipped")
-
-    def skip(self, name: str, reason: str, *, lacks_tool: bool = False) -> None:
-        self.add(Outcome(name, "skipped", 0, reason, lacks_tool=lacks_tool))
-
-    def run(self, name: str, command: list[str], seconds: float, **environment: str) -> Outcome:
-        """One step, in a process group of its own, so that what it started ends with it."""
-        seconds = min(seconds, self.left() - GRACE_SECONDS)
-        if seconds < 5:
-            self.skip(name, "no time is left")
-            return self.outcomes[-1]
-        print(f"--- {name}, at most {seconds:.0f} s", flush=True)
-        begin = time.monotonic()
-        output, reason = _run(command, seconds, environment)
-        outcome = Outcome(name, "failed" if reason else "ok", time.monotonic() - begin, reason, output)
-        return self.add(outcome)
-
-    def add(self, outcome: Outcome) -> Outcome:
-        self.outcomes.append(outcome)
-        print(f"{outcome.output[-6000:]}\n{outcome}", flush=True)
-        return outcome
-
-
-def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str]:
-    """(output, "" or the reason of the failure)."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
-    try:
-        with _interruptible():
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
-            )
-    except OSError as error:
-        return "", f"{command[0]} does not start: {error.strerror}"
-    reason = ""
-    for limit, sign in ((seconds, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL), (None, signal.SIGKILL)):
-        try:
-            output, _ = process.communicate(timeout=limit)
-            break
-        except subprocess.TimeoutExpired:
-            reason = f"stopped after {seconds:.0f} s"
-            _signal_group(process.pid, sign)
-    _signal_group(process.pid, signal.SIGKILL)  # what the step left behind
-    if process.returncode and not reason:
-        reason = f"exit status {process.returncode}: {_last_line(output)[:200]}"
-    return output, reason
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is started within takes interrupts, also where a shell has started this process in the background:
-    it then ignores them, and its children would too.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _signal_group(group: int, sign: signal.Signals) -> None:
-    try:
-        os.killpg(group, sign)
-    except ProcessLookupError:
-        return
-
-
-def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
-
-
-def python(*arguments: str) -> list[str]:
-    return [sys.executable, *arguments]
-
-
 def probe(check: Check) -> dict[str, str]:
     """Versions, and the GPU's name and kind, where there is one."""
     outcome = check.run("probe", python("-c", _PROBE), 120)
     if outcome.status != "ok":
         return {}
-    found: dict[str, str] = json.loads(_last_line(outcome.output))
+    found: dict[str, str] = json.loads(last_line(outcome.output))
     if "kind" not in found:
         outcome.status, outcome.reason = "failed", "no CUDA device is available"
         print(outcome)

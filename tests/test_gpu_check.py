@@ -13,7 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, steps
 
 
 def code(text: str) -> list[str]:
@@ -21,22 +21,22 @@ def code(text: str) -> list[str]:
 
 
 @pytest.fixture
-def check() -> gpu_check.Check:
-    return gpu_check.Check()
+def check() -> steps.Check:
+    return steps.Check()
 
 
-def test_a_step_that_works(check: gpu_check.Check) -> None:
+def test_a_step_that_works(check: steps.Check) -> None:
     outcome = check.run("build", code("print('made')"), 60)
     assert (outcome.status, outcome.reason, outcome.output) == ("ok", "", "made\n")
     assert check.status("build") == "ok"
 
 
-def test_a_failure_tells_the_exit_status_and_the_last_line(check: gpu_check.Check) -> None:
+def test_a_failure_tells_the_exit_status_and_the_last_line(check: steps.Check) -> None:
     outcome = check.run("tests", code("print('1 failed\\n'); raise SystemExit(3)"), 60)
     assert (outcome.status, outcome.reason) == ("failed", "exit status 3: 1 failed")
 
 
-def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
+def test_a_program_that_is_not_there(check: steps.Check) -> None:
     outcome = check.run("memcheck", ["no-such-program"], 60)
     assert (outcome.status, outcome.reason) == (
         "failed",
@@ -46,7 +46,7 @@ def test_a_program_that_is_not_there(check: gpu_check.Check) -> None:
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in-background"])
 def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(
-    check: gpu_check.Check, handler: Any
+    check: steps.Check, handler: Any
 ) -> None:
     """As pytest does, the step writes what it has at the interrupt; background jobs of a shell ignore it."""
     wait = "try:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
@@ -61,14 +61,14 @@ def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(
     assert "written" in outcome.output
 
 
-def test_no_step_begins_without_time(check: gpu_check.Check) -> None:
-    check.start -= gpu_check.TOTAL_SECONDS
+def test_no_step_begins_without_time(check: steps.Check) -> None:
+    check.start -= steps.TOTAL_SECONDS
     check.run("report", code("print('late')"), 60)
     assert str(check.outcomes[0]).split() == ["report", "skipped", "0", "s", "no", "time", "is", "left"]
 
 
 def test_without_a_sanitizer_its_steps_are_skipped(
-    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+    check: steps.Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: None)
     gpu_check.sanitize(check)
@@ -101,7 +101,7 @@ def test_every_kernel_that_is_tested_on_a_gpu_is_called_verified() -> None:
 
 
 def test_all_tools_of_the_sanitizer_can_be_asked_for(
-    check: gpu_check.Check, monkeypatch: pytest.MonkeyPatch
+    check: steps.Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check.tools = gpu_check.TOOLS
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "true")
@@ -111,13 +111,13 @@ def test_all_tools_of_the_sanitizer_can_be_asked_for(
 
 @pytest.mark.parametrize(("tests", "count"), [("ok", len(gpu_check.GPU_KERNELS)), ("failed", 0)])
 def test_kernels_are_called_verified_once_their_tests_pass(
-    check: gpu_check.Check, tests: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: steps.Check, tests: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified = tmp_path / "verified.json"
     verified.write_text("[]", encoding="utf-8")
     monkeypatch.setattr(gpu_check, "VERIFIED", verified)
     for name, status in (("load", "ok"), ("tests", tests)):
-        check.add(gpu_check.Outcome(name, status, 1.0))
+        check.add(steps.Outcome(name, status, 1.0))
     for _ in range(2):
         gpu_check.record(check, {"gpu": "a GPU", "version": "1"})
     assert verified.read_text(encoding="utf-8").count('"gpu": "a GPU"') == count

@@ -45,9 +45,7 @@ def test_a_program_that_is_not_there(check: steps.Check) -> None:
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["", "in-background"])
-def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(
-    check: steps.Check, handler: Any
-) -> None:
+def test_a_step_over_its_time_is_interrupted_and_keeps_its_output(check: steps.Check, handler: Any) -> None:
     """As pytest does, the step writes what it has at the interrupt; background jobs of a shell ignore it."""
     wait = "try:\n print('begun', flush=True)\n time.sleep(60)\nfinally: print('written', flush=True)"
     sleeper = f"import time\n{wait}"

@@ -34,16 +34,13 @@ def section(run: Run) -> str:
 
 
 def cost_section(folder: Path) -> str:
-    """The picture of the model's costs and the table of fusions."""
-    rows = [row for row in cost_report.read(folder) if row.table == "Fusion"]
+    """The picture of the model's costs, the table of fusions, and what they do not say."""
+    costs = cost_report.read(folder)
+    rows = [row for row in costs if row.table == "Fusion"]
     link = f"benchmarks/results/{folder.name}"
     picture = f"![Operations and memory of every fusion against image size]({link}/{cost_report.PLOT})"
-    more = (
-        f"Counted, not timed; every table and what it does not say: [{link}]({link}/README.md). Plain "
-        "cross-attention is the cheapest; against concatenation the saving grows with the image and shrinks "
-        "with shorter texts."
-    )
-    return "\n\n".join([picture, cost_report.table_of(rows), more])
+    more = f"Counted, not timed; every table: [{link}]({link}/README.md). Beside them stands:"
+    return "\n\n".join([picture, cost_report.table_of(rows), more, cost_report.limits(costs)])
 
 
 def update(readme: Path = README, results: Path = RESULTS) -> None:

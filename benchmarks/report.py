@@ -186,7 +186,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     if not options.json.exists():
-        parser.error(f"{options.json}: no such file; run make bench first")
+        if options.json != NEW or options.commit or not options.cost:
+            parser.error(f"{options.json}: no such file; run make bench first")
+        print("Nothing has been timed yet (make bench). What the model costs:\n")
+        print(write_costs(NEW.parent / "cost"))
+        return
     folder = options.json.parent
     if options.commit:
         folder = options.results / load(options.json).machine["kind"]

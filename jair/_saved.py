@@ -67,3 +67,5 @@ def _check_state(file: Path, state: dict[str, Tensor], expected: dict[str, Any])
             raise ValueError(
                 f"{file}: expected {name} of shape {list(expected[name].shape)}, got {list(value.shape)}"
             )
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise ValueError(f"{file}: expected {name} like {expected[name].dtype}, got {value.dtype}")

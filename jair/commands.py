@@ -95,11 +95,16 @@ def cost(
 @app.command()
 def describe(
     checkpoint: Annotated[Path | None, typer.Argument(help="A saved model; default: the preset.")] = None,
-    preset: Preset = "base",
+    preset: Annotated[str | None, typer.Option(help="tiny, base or large; default: base.")] = None,
     changes: Changes = None,
 ) -> None:
     """Configuration, parameters and operations, part by part."""
-    config = _config(preset, changes) if checkpoint is None else read_config(resolve(checkpoint))
+    if checkpoint is None:
+        config = _config(preset or "base", changes)
+    elif preset is not None or changes:
+        raise ValueError("CHECKPOINT: expected no --preset and no --set beside a saved model")
+    else:
+        config = read_config(resolve(checkpoint))
     config = with_settings(config)  # else weights would be read, which "meta" has no place for
     with torch.device("meta"):
         model = JAIR(config)

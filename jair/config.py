@@ -68,7 +68,7 @@ class JAIRConfig:
     pad_token_id: int = 0  # also the decoder's start token
     eos_token_id: int = 1
     eps: float = 1e-5  # of every LayerNorm
-    gradient_checkpointing: bool = False  # compute layers again in the backward instead of saving them
+    gradient_checkpointing: bool = False  # layers of our own are computed again in the backward, not saved
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError, "<field>: expected ..., got ..."."""

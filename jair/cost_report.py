@@ -16,6 +16,7 @@ products and convolutions, in closed form, which agrees with PyTorch's counter; 
 is one multiply-accumulate. Memory is that of a training step under bfloat16 autocast on a CPU, what a batch
 of 2 needs more than a batch of 1: kept for the backward, and the most at any time. That is met when the
 gradient of the largest matrix is made, after the logits are gone, and so may grow by less than what is kept.
+Working memory inside an operation is not seen.
 Fused: our operations; plain: their definition in PyTorch, whose attention is matmul and softmax."""
 
 PLOT = "cost.svg"
@@ -52,11 +53,16 @@ def table_of(rows: Sequence[Cost]) -> str:
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in rows:
         gmac, far = row.macs / 1e9, row.difference
-        cells = [row.label, f"{gmac:.1f}", f"{2 * gmac:.1f}", "" if row.paper is None else f"{row.paper:.1f}"]
+        cells = [row.label, _digits(gmac), _digits(2 * gmac), "" if row.paper is None else f"{row.paper:.1f}"]
         cells += ["" if far is None else f"{far:+.1%}", f"{row.parameters / 1e6:.1f} M"]
         cells += [f"{size / 2**20:.0f} MiB" for size in (*row.saved.values(), *row.peak.values())]
         lines.append(cells)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _digits(value: float) -> str:
+    """One decimal, or as many as three digits need."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
 def limits(costs: Sequence[Cost]) -> str:

@@ -118,7 +118,8 @@ def count(
     Args:
         preset: the model that is varied. changes: to it, by field name. text_length: as in `jair.cost.macs`.
         memory_of: tables with saved and peak bytes too, which takes minutes for all of them, on as many
-            processes as there are cores.
+            processes as there are cores. They import the program anew: a script needs its
+            ``if __name__ == "__main__"``.
         progress: wraps an iterable of a known length, to show how far it is.
 
     The paper's figures stand beside the preset "base" without changes only.

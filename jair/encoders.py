@@ -66,11 +66,12 @@ def with_settings(config: JAIRConfig) -> JAIRConfig:
 
 
 def _settings_of(argument: str, checkpoint: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """What of a checkpoint's settings makes its encoder; names of classes and of its makers are left out."""
     load = optional_import("transformers").AutoConfig.from_pretrained
     try:
         settings = load(checkpoint)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         raise ValueError(
             f"{argument}: expected a checkpoint, folder or hub name, got {checkpoint!r} ({reason})"
         ) from error
@@ -78,22 +79,60 @@ def _settings_of(argument: str, checkpoint: str, kinds: tuple[str, ...]) -> dict
         raise ValueError(
             f"{argument}: expected a checkpoint of {' or '.join(kinds)}, got one of {settings.model_type}"
         )
+    left_out = ("architectures", "dtype", "id2label", "label2id", "transformers_version")
+    known = _known(settings)
     of_checkpoint: dict[str, Any] = settings.to_diff_dict()
-    return of_checkpoint
+    return {name: v for name, v in of_checkpoint.items() if name in known and name not in left_out}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _known(settings: Any) -> set[str]:
+    """The names of transformers' settings of this kind, and one that ours had of each kind."""
+    return {*type(settings)().to_dict(), *settings.attribute_map, "image_size"}
+
+
+def _settings(field: str, values: dict[str, Any], kinds: tuple[str, ...]) -> Any:
+    """transformers' settings of these values.
+
+    Raises:
+        ValueError: another kind of model, a name that transformers does not know, a value it refuses.
+    """
+    of_kind = optional_import("transformers").AutoConfig.for_model
+    kind = values.get("model_type")
+    if kind not in kinds:
+        raise ValueError(f"{field}: expected model_type {' or '.join(kinds)}, got {kind!r}")
+    try:
+        settings = of_kind(**values)
+    except Exception as error:  # transformers has its own classes for what it refuses
+        raise ValueError(f"{field}: expected settings of a {kind}, got {_first_line(error)}") from error
+    unknown = sorted(set(values) - _known(settings))
+    if unknown:
+        raise ValueError(f"{field}: expected settings of a {kind}, got unknown ones: {', '.join(unknown)}")
+    return settings
 
 
 def image_settings(config: JAIRConfig) -> Any:
     """transformers' settings of the image encoder of a configuration `with_settings`."""
-    settings = config.image_encoder_config
-    if settings is None:
-        settings = {**BUILT_IN[config.image_encoder], "image_size": config.image_size}
-    return optional_import("transformers").AutoConfig.for_model(**settings)
+    values = config.image_encoder_config
+    if values is None:
+        values = dict(BUILT_IN[config.image_encoder])
+        if values["model_type"] == "vit":
+            values["image_size"] = config.image_size
+    settings = _settings("image_encoder_config", values, ("resnet", "vit"))
+    if settings.num_channels != 3:
+        raise ValueError(
+            f"image_encoder: expected one for 3 colours, got num_channels {settings.num_channels}"
+        )
+    return settings
 
 
 def text_settings(config: JAIRConfig) -> Any:
     """transformers' settings of the T5 of a configuration `with_settings`; None = the encoder is ours."""
-    settings = config.text_encoder_config if config.text_encoder != "transformer" else None
-    return None if settings is None else optional_import("transformers").AutoConfig.for_model(**settings)
+    values = config.text_encoder_config if config.text_encoder != "transformer" else None
+    return None if values is None else _settings("text_encoder_config", values, ("t5",))
 
 
 def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
@@ -102,14 +141,20 @@ def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
     encoder_class = getattr(optional_import("transformers"), class_name)
     if checkpoint is None:
         return encoder_class(settings, **options)
-    encoder, report = encoder_class.from_pretrained(
-        checkpoint,
-        config=settings,
-        dtype=torch.get_default_dtype(),
-        use_safetensors=True,  # nothing is unpickled
-        output_loading_info=True,
-        **options,
-    )
+    try:
+        encoder, report = encoder_class.from_pretrained(
+            checkpoint,
+            config=settings,
+            dtype=torch.get_default_dtype(),
+            use_safetensors=True,  # nothing is unpickled
+            output_loading_info=True,
+            **options,
+        )
+    except (RuntimeError, optional_import("safetensors").SafetensorError) as error:
+        raise ValueError(
+            f"{argument}: expected a checkpoint whose weights fit its config.json, got {checkpoint!r} "
+            f"({_first_line(error)})"
+        ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"]))
         raise ValueError(f"{argument}: expected all weights of {class_name}, got none for {missing}")
@@ -166,9 +211,14 @@ class ImageEncoder(nn.Module):
 def grid_side(settings: Any, image_size: int) -> int:
     """Image tokens along one side, by transformers' settings of the ResNet or ViT."""
     if settings.model_type == "vit":
+        if image_size < settings.patch_size:
+            raise ValueError(
+                f"image_size: expected at least the patch_size {settings.patch_size}, got {image_size}"
+            )
         return int(image_size // settings.patch_size)
     # A stride of 2 halves, rounding up: stem, pooling, every stage but the last and, mostly, the first.
-    halvings = len(settings.hidden_sizes) + bool(settings.downsample_in_first_stage)
+    stages = len(settings.hidden_sizes)
+    halvings = 2 + (stages - 2 + bool(settings.downsample_in_first_stage) if stages > 1 else 0)
     return int(-(-image_size // 2**halvings))
 
 

@@ -90,7 +90,10 @@ def sampler(temperature: float, top_k: int | None, top_p: float, generator: torc
         whole_numbers(top_k=top_k)
 
     def choose(logits: Tensor) -> Tensor:
-        sorted_logits, words = (logits / temperature).sort(dim=-1, descending=True)
+        sorted_logits, words = logits.sort(dim=-1, descending=True)
+        sorted_logits = (sorted_logits - sorted_logits[:, :1]) / max(
+            temperature, torch.finfo(logits.dtype).tiny
+        )
         if top_k is not None:
             sorted_logits, words = sorted_logits[:, :top_k], words[:, :top_k]
         p = sorted_logits.softmax(dim=-1)

@@ -277,10 +277,12 @@ class JAIR(nn.Module):
 
         Raises:
             OSError: a file is missing. ValueError: a damaged file or one of another model, by what is wrong
-                with it, or a device that is not here.
+                with it, or a device that is not here. TypeError: a dtype of another kind.
         """
         path = model_folder(folder)
         check_device("device", device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
         config = read_config(path)
         with torch.device("meta"):
             model = cls(config)

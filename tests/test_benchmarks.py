@@ -308,6 +308,20 @@ def test_report_refuses_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert "absent.json: no such file; run make bench first" in capsys.readouterr().err
 
 
+def test_report_before_the_first_run_has_the_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the report draws plots")
+    from benchmarks import report
+
+    monkeypatch.setattr(report, "NEW", tmp_path / "benchmarks.json")
+    monkeypatch.setattr(report, "write_costs", lambda folder: f"costs in {folder.name}")
+    report.main([])
+    assert capsys.readouterr().out.splitlines()[-1] == "costs in cost"
+    with pytest.raises(SystemExit):
+        report.main(["--no-cost"])
+
+
 @pytest.mark.parametrize(("ours", "faults"), [(1.0e-3, 0), (1.15e-3, 0), (1.25e-3, 1), (0.5e-3, 0)])
 def test_compare_fails_over_fifteen_per_cent(ours: float, faults: int) -> None:
     old = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=5e-3)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from jair import JAIR, JAIRConfig
 from jair.baselines import FUSIONS
 
 transformers = pytest.importorskip("transformers", reason="the extra 'models' is not installed")
+safetensors = pytest.importorskip("safetensors.torch", reason="the extra 'models' is not installed")
 
 
 @pytest.mark.parametrize("fusion", list(FUSIONS))
@@ -142,6 +144,44 @@ def test_pretrained_t5(tmp_path: Path) -> None:
     (tmp_path / "t5").rename(tmp_path / "gone")
     loaded = JAIR.from_pretrained(tmp_path / "jair")
     assert torch.equal(loaded(pixels, words, labels=labels).logits, logits)
+
+
+def test_names_of_classes_are_not_part_of_an_image_encoder(tmp_path: Path) -> None:
+    theirs = resnet(tmp_path / "resnet")
+    theirs.config.id2label = {0: "tench", 999: "toilet tissue"}
+    theirs.save_pretrained(tmp_path / "resnet")
+    model = JAIR(JAIRConfig.preset("tiny", **SMALL, image_encoder=str(tmp_path / "resnet")))
+    model.save_pretrained(tmp_path / "jair")
+    assert "tench" not in (tmp_path / "jair" / "config.json").read_text()
+    assert JAIR.from_pretrained(tmp_path / "jair").config == model.config
+
+
+@pytest.mark.parametrize("damage", ["cut", "other sizes"])
+def test_a_damaged_image_encoder_is_named(damage: str, tmp_path: Path) -> None:
+    resnet(tmp_path)
+    if damage == "cut":
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:3000])
+    else:
+        settings = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(settings | {"embedding_size": 12}))
+    message = "image_encoder: expected a checkpoint whose weights fit its config.json, got '"
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        JAIR(JAIRConfig.preset("tiny", **SMALL, image_encoder=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = safetensors.load_file(file)
+    state["embedding.weight"] = state["embedding.weight"].long()
+    safetensors.save_file(state, file)
+    with pytest.raises(ValueError, match=r"expected embedding\.weight like torch\.float32, got torch\.int64"):
+        JAIR.from_pretrained(tmp_path)
+    for dtype in ("float32", torch.int8):
+        with pytest.raises(TypeError, match=r"dtype: expected a floating torch\.dtype or None, got"):
+            JAIR.from_pretrained(tmp_path, dtype=dtype)
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:

@@ -228,12 +228,12 @@ def test_a_table_of_memory() -> None:
     assert (rows[3].saved["fused"], rows[3].peak["fused"]) == (want.saved, want.peak)
     assert rows[3].saved["fused"] < rows[3].saved["plain"]
     page = cost_report.render(costs)
-    assert f"| 8 | {rows[3].macs / 1e9:.1f} |" in page
+    assert f"| 8 | {rows[3].macs / 1e9:.3g} |" in page
     assert f"| {want.saved / 2**20:.0f} MiB |" in page
 
 
 def test_the_committed_counts_are_todays() -> None:
     committed = json.loads((RESULTS / "cost.json").read_text())
-    today = [row.to_dict() for row in cost_tables.count(memory_of=())]
+    today = [row.to_dict() for row in cost_tables.count(memory_of=("Fusion",))]
     for old, new in zip(committed, today, strict=True):
-        assert {**old, "saved": {}, "peak": {}} == new
+        assert (old if new["saved"] else {**old, "saved": {}, "peak": {}}) == new

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from test_jair_checkpoints import resnet, t5
 from test_jair_model import SMALL
 
@@ -105,3 +106,63 @@ def test_what_is_no_checkpoint_is_named(name: str, tmp_path: Path) -> None:
         assert isinstance(error, ValueError)
         assert str(error).startswith(f"{name}: expected a checkpoint, folder or hub name, got '{folder}' (")
         assert "\n" not in str(error)
+
+
+RESNET = {"model_type": "resnet", "hidden_sizes": [8, 16], "depths": [1, 1], "embedding_size": 8}
+WRONG_SETTINGS = {
+    "another kind": ({"model_type": "bert"}, "expected model_type resnet or vit, got 'bert'"),
+    "a kind of text": ({"model_type": "t5"}, "expected model_type resnet or vit, got 't5'"),
+    "no kind": ({"hidden_sizes": [8]}, "expected model_type resnet or vit, got None"),
+    "an unknown name": (
+        {**RESNET, "hiden_sizes": [8], "shiny": 3},
+        "expected settings of a resnet, got unknown ones: hiden_sizes, shiny",
+    ),
+    "a word for a list": ({**RESNET, "depths": "x"}, "expected settings of a resnet, got "),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SETTINGS)
+@pytest.mark.parametrize("command", ["cost", "describe"])
+def test_wrong_settings_of_an_encoder_are_named(case: str, command: str) -> None:
+    settings, message = WRONG_SETTINGS[case]
+    words = [command, "--preset", "tiny", *changes(**SMALL, image_encoder_config=settings)]
+    error = CliRunner().invoke(app, words + ["--no-memory"] * (command == "cost")).exception
+    assert isinstance(error, ValueError), error
+    assert str(error).startswith(f"image_encoder_config: {message}")
+    assert "\n" not in str(error)
+
+
+def test_an_encoder_for_grey_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="image_encoder: expected one for 3 colours, got num_channels 1"):
+        JAIR(JAIRConfig.preset("tiny", **SMALL, image_encoder_config={**RESNET, "num_channels": 1}))
+
+
+def test_an_image_smaller_than_a_patch_is_refused() -> None:
+    words = ["describe", "--preset", "tiny", *changes(image_encoder="vit_base", image_size=10)]
+    error = CliRunner().invoke(app, words).exception
+    assert (type(error), str(error)) == (
+        ValueError,
+        "image_size: expected at least the patch_size 16, got 10",
+    )
+
+
+@pytest.mark.parametrize("sizes", [[8], [8, 16], [8, 16, 24]])
+@pytest.mark.parametrize("first", [False, True])
+def test_the_grid_of_a_resnet_of_any_depth(sizes: list[int], first: bool) -> None:
+    settings = {
+        **RESNET,
+        "layer_type": "basic",
+        "hidden_sizes": sizes,
+        "depths": [1] * len(sizes),
+        "downsample_in_first_stage": first,
+    }
+    model = JAIR(JAIRConfig.preset("tiny", **SMALL, image_encoder_config=settings))
+    encoder = model.image_encoder
+    assert encoder(torch.randn(1, 3, 64, 64)).shape[1:] == encoder.positions.shape
+
+
+def test_a_saved_model_is_described_as_it_is() -> None:
+    for words in (["--preset", "base"], ["--set", "dim=64"]):
+        error = CliRunner().invoke(app, ["describe", "tiny", *words]).exception
+        message = "CHECKPOINT: expected no --preset and no --set beside a saved model"
+        assert (type(error), str(error)) == (ValueError, message)

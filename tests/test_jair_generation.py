@@ -128,6 +128,7 @@ def test_sampling_draws_from_the_distribution() -> None:
 
     p = logits[0].softmax(0)
     torch.testing.assert_close(shares(), p, rtol=0, atol=0.015)
+    assert shares(temperature=1e-310).max() == 1
     torch.testing.assert_close(shares(temperature=3.0), (logits[0] / 3).softmax(0), rtol=0, atol=0.015)
     of_two = p * torch.tensor([1, 1, 0, 0]) / p[:2].sum()
     torch.testing.assert_close(shares(top_k=2), of_two, rtol=0, atol=0.015)

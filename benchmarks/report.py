@@ -119,7 +119,8 @@ of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie
 two samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below,
 measured in the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside
 inputs and parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels
-also keep a working memory for each thread, which it does not see."""
+also keep a working memory for each thread, which it does not see.
+JAIR has random weights and looks at photographs."""
 
 
 def notes(run: Run) -> list[str]:

@@ -37,7 +37,8 @@ def test_cost_prints_and_writes_the_counts(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "cost.svg").read_text()
 
 
-def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("picture", ["photograph", "grey"])
+def test_generate_answers_about_a_picture(picture: str, tmp_path: Path) -> None:
     from PIL import Image
 
     from jair.data.images import read_image, to_pixels
@@ -45,7 +46,13 @@ def test_generate_answers_about_a_picture(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = JAIR(JAIRConfig.preset("tiny")).eval()
     model.save_pretrained(tmp_path / "model")
-    Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 20).convert("L").save(tmp_path / "photo.png")
+    if picture == "grey":
+        Image.effect_mandelbrot((90, 60), (-2, -1, 1, 1), 20).convert("L").save(tmp_path / "photo.png")
+    else:
+        datasets = pytest.importorskip(
+            "sklearn.datasets", reason="scikit-learn, which has photographs, is missing"
+        )
+        Image.fromarray(datasets.load_sample_image("china.jpg")).save(tmp_path / "photo.png")
     asked = ("--image", tmp_path / "photo.png", "--prompt", "What is it?")
     result = jair("generate", tmp_path / "model", *asked)
     assert result.returncode == 0, result.stderr

@@ -40,7 +40,11 @@ class DecodingState:
 
 
 class DecoderLayer(nn.Module):
-    """A pre-LN layer: causal self-attention, attention to the fused tokens, MLP; no bias of q, k and v."""
+    """A pre-LN layer: causal self-attention, attention to the fused tokens, MLP; no bias of q, k and v.
+
+    `fused_transformer_layer` has two of these three, and takes no keys from a cache; so the layer calls
+    `fused_cross_attention` for both attentions.
+    """
 
     def __init__(self, config: JAIRConfig) -> None:
         super().__init__()

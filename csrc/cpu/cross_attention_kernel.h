@@ -201,6 +201,7 @@ class CrossAttention {
   void load_rows(int64_t n, int64_t rows) {
     const T* k = static_cast<const T*>(p_.k.data) + at_key(p_.k, n);
     const T* v = static_cast<const T*>(p_.v.data) + at_key(p_.v, n);
+    prefetch_rows(k, p_.k.token, rows, p_.width), prefetch_rows(v, p_.v.token, rows, p_.width);
     const uint8_t* kept = keep(n);
     int64_t step = p_.mask_token;
     attended_ = kept;
@@ -209,7 +210,6 @@ class CrossAttention {
       attended_ = range_.attended();
     }
     attended_step_ = step;
-    prefetch_rows(k, p_.k.token, rows, p_.width), prefetch_rows(v, p_.v.token, rows, p_.width);
     engine_.load_rows(k_rows_, 0, rows, p_.width, {k, p_.k.token, kept, step}, nullptr);
     engine_.load_rows(v_rows_, 0, rows, p_.width, {v, p_.v.token, kept, step}, nullptr);
     loaded_ = n;

@@ -17,10 +17,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.steps import GRACE_SECONDS, ROOT, TOOLS, Check, last_line, python
+from benchmarks.steps import GRACE_SECONDS, ROOT, Check, last_line, python
 
 RESULTS = ROOT / "benchmarks" / "results"
 NEW = RESULTS / "new" / "gpu.json"
@@ -36,6 +36,7 @@ TRITON_OPS = (
     "fused_gated_fusion",
     "fused_transformer_layer",
 )
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # of compute-sanitizer
 GPU_KERNELS = (*((op, "triton") for op in TRITON_OPS), ("fused_token_pool", "cuda"))
 
 _PROBE = """
@@ -95,12 +96,12 @@ def find_sanitizer() -> str | None:
     )
 
 
-def sanitize(check: Check) -> None:
-    """Wrong accesses, races on shared memory, reads of memory never written, misused barriers: each of the
-    tools that were asked for, over a few small calls.
+def sanitize(check: Check, tools: Sequence[str] = TOOLS[:2]) -> None:
+    """Wrong accesses, races on shared memory, reads of memory never written, misused barriers: each of
+    these tools, over a few small calls.
     """
     tool = find_sanitizer()
-    for name in check.tools:
+    for name in tools:
         if tool is None:
             check.skip(name, "compute-sanitizer is not installed", lacks_tool=True)
             continue
@@ -170,12 +171,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="this tool of compute-sanitizer; repeatable (default: the first two)",
     )
     options = parser.parse_args(arguments)
-    check = Check(tuple(options.tool or TOOLS[:2]))
+    check = Check()
     found = probe(check)
     for step in STEPS:
         if "kind" not in found:
             check.skip(step.__name__, "no CUDA device was found")
-        elif options.only is None or step.__name__ in options.only:
+        elif options.only and step.__name__ not in options.only:
+            continue
+        elif step is sanitize and options.tool:
+            sanitize(check, options.tool)
+        else:
             step(check)
     folder = RESULTS / found.get("kind", "new")
     passed = all(o.status == "ok" or o.lacks_tool for o in check.outcomes)
@@ -185,7 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
     lines += [str(outcome) for outcome in check.outcomes]
     lines.append(f"{'passed' if passed else 'NOT PASSED'} in {time.monotonic() - check.start:.0f} s")
     summary = "\n".join(lines)
-    write_log(check, folder / f"{'-'.join(['gpu-check', *(options.only or [])])}.log", summary)
+    name = "-".join(["gpu-check", *(options.only or [])])
+    write_log(check, folder / f"{name}.log", summary)
     if options.out:
         shutil.copytree(folder, options.out, dirs_exist_ok=True)
     print(f"\n{summary}\nwritten to {folder.relative_to(ROOT)}")

@@ -15,7 +15,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 465
 GRACE_SECONDS = 8  # between the interrupt, at which pytest still writes its results, and the end
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 @dataclass
@@ -37,7 +36,6 @@ class Outcome:
 class Check:
     """The steps of one run, in order, against one clock."""
 
-    tools: tuple[str, ...] = TOOLS[:2]  # of compute-sanitizer
     start: float = field(default_factory=time.monotonic)
     outcomes: list[Outcome] = field(default_factory=list)
 

@@ -101,9 +101,8 @@ def test_every_kernel_that_is_tested_on_a_gpu_is_called_verified() -> None:
 def test_all_tools_of_the_sanitizer_can_be_asked_for(
     check: steps.Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check.tools = gpu_check.TOOLS
     monkeypatch.setattr(gpu_check, "find_sanitizer", lambda: "true")
-    gpu_check.sanitize(check)
+    gpu_check.sanitize(check, gpu_check.TOOLS)
     assert [(o.name, o.status) for o in check.outcomes] == [(name, "ok") for name in gpu_check.TOOLS]
 
 

@@ -10,13 +10,13 @@ from torch._subclasses.fake_tensor import is_fake
 from jair_kernels import _checks as check
 
 
-def whole_numbers(**values: object) -> tuple[int, ...]:
-    """Sizes: each an integer of at least 1, also one of numpy's, as ints."""
+def whole_numbers(least: int = 1, /, **values: object) -> tuple[int, ...]:
+    """Sizes: each an integer of at least `least`, also one of numpy's, as ints."""
     numbers = []
     for name, value in values.items():
         number = check.whole(name, value)
-        if number < 1:
-            raise ValueError(f"{name}: expected an int >= 1, got {number}")
+        if number < least:
+            raise ValueError(f"{name}: expected an int >= {least}, got {number}")
         numbers.append(number)
     return tuple(numbers)
 

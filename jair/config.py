@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jair._checks import whole_numbers
 from jair_kernels import _checks as check
 
 if TYPE_CHECKING:
@@ -72,12 +73,10 @@ class JAIRConfig:
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError, "<field>: expected ..., got ..."."""
-        least = dict.fromkeys(SIZES, 1) | {"num_layers": 0, "pad_token_id": 0, "eos_token_id": 0}
-        for name, at_least in least.items():
-            value = check.whole(name, getattr(self, name))
-            if value < at_least:
-                raise ValueError(f"{name}: expected an int >= {at_least}, got {value}")
-            object.__setattr__(self, name, value)  # an int: JSON refuses those of numpy
+        for least, names in ((1, SIZES), (0, ("num_layers", "pad_token_id", "eos_token_id"))):
+            values = whole_numbers(least, **{name: getattr(self, name) for name in names})
+            for name, value in zip(names, values, strict=True):
+                object.__setattr__(self, name, value)  # an int: JSON refuses those of numpy
         for name, options in CHOICES.items():
             check.choice(name, getattr(self, name), options)
         check.divides("num_heads", self.num_heads, "dim", self.dim)

@@ -39,7 +39,7 @@ def cost_section(folder: Path) -> str:
     rows = [row for row in costs if row.table == "Fusion"]
     link = f"benchmarks/results/{folder.name}"
     picture = f"![Operations and memory of every fusion against image size]({link}/{cost_report.PLOT})"
-    more = f"Counted, not timed; every table: [{link}]({link}/README.md). Beside them stands:"
+    more = f"Counted, not timed; every table: [{link}]({link}/README.md). What they do not say:"
     return "\n\n".join([picture, cost_report.table_of(rows), more, cost_report.limits(costs)])
 
 

@@ -16,8 +16,8 @@ products and convolutions, in closed form, which agrees with PyTorch's counter; 
 is one multiply-accumulate. Memory is that of a training step under bfloat16 autocast on a CPU, what a batch
 of 2 needs more than a batch of 1: kept for the backward, and the most at any time. That is met when the
 gradient of the largest matrix is made, after the logits are gone, and so may grow by less than what is kept.
-Working memory inside an operation is not seen.
-Fused: our operations; plain: their definition in PyTorch, whose attention is matmul and softmax."""
+Working memory inside an operation is not seen. Fused: our operations; plain: their definition in PyTorch,
+whose attention is matmul and softmax."""
 
 PLOT = "cost.svg"
 _COLOURS = dict(zip(FUSIONS, ("#0b6e99", "#c0562f", "#2f855a", "#7a5195", "#b08800"), strict=True))

@@ -91,9 +91,8 @@ def sampler(temperature: float, top_k: int | None, top_p: float, generator: torc
 
     def choose(logits: Tensor) -> Tensor:
         sorted_logits, words = logits.sort(dim=-1, descending=True)
-        sorted_logits = (sorted_logits - sorted_logits[:, :1]) / max(
-            temperature, torch.finfo(logits.dtype).tiny
-        )
+        least = torch.finfo(logits.dtype).tiny  # what is less would be 0 in their dtype
+        sorted_logits = (sorted_logits - sorted_logits[:, :1]) / max(temperature, least)
         if top_k is not None:
             sorted_logits, words = sorted_logits[:, :top_k], words[:, :top_k]
         p = sorted_logits.softmax(dim=-1)

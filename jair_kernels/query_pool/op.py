@@ -46,6 +46,7 @@ def _backward_flops(dy: Any, x: Any, *args: Any, **kwargs: Any) -> int:
     return cost.backward_flops(b, n, d, dy[1])
 
 
+# Nothing is folded: queries that a batch shares stay shared within a sample only.
 _KERNELS = _operators.define(
     "query_pool", _fake_forward, _fake_backward, (3, 2), flops=(_forward_flops, _backward_flops)
 )

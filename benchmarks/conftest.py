@@ -142,7 +142,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("group", "backend"), parameters)
 
 
+def _rank(item: pytest.Item) -> tuple[bool, int]:
+    """The main ops first and the points of curves last: an interrupted run keeps what it has."""
+    group = getattr(item, "callspec", None) and item.callspec.params.get("group")  # type: ignore[attr-defined]
+    if group is None:
+        return False, 0
+    device = item.config.getoption("--device")
+    on_curve = isinstance(group.case, shapes.Case) and shapes.only_on_curve(group.case, group.dtype, device)
+    return on_curve, shapes.OPS.index(group.op)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     if config.getoption("--full"):
         return
     left_out = [item for item in items if item.get_closest_marker("full")]

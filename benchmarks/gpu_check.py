@@ -3,7 +3,8 @@
 Uses the machine's own Python, torch, triton and nvcc, and no network. Every step has a time limit and all of
 them together end within eight minutes; a step that fails does not stop the later ones. Results and a log lie
 in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. ``--only STEP`` runs that step alone, say with
-the other tools of compute-sanitizer (``--tool``); its log has a name of its own. The summary, printed last,
+the other tools of compute-sanitizer (``--tool``); its log has a name of its own. ``--prebuilt`` takes the
+library as it lies in the tree, once it is known to load with its CUDA kernels. The summary, printed last,
 says of every step whether it is ok, failed or skipped, and why; the exit status is 1 unless every step is ok
 or was skipped for a tool that the machine lacks.
 """
@@ -18,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.steps import GRACE_SECONDS, ROOT, Check, last_line, python
@@ -75,16 +77,21 @@ def build(check: Check) -> None:
     """The library with its CUDA kernels, in place, with this machine's torch and nvcc."""
     command = python("setup.py", "-q", "build_ext", "--inplace")
     if check.run("build", command, 150, JAIR_KERNELS_CUDA="1").status == "ok":
-        check.run("load", python("-c", _LOADS), 60)
+        load(check)
     else:
         check.skip("load", "the build failed")
 
 
+def load(check: Check) -> None:
+    """The library as it lies in the tree."""
+    check.run("load", python("-c", _LOADS), 60)
+
+
 def tests(check: Check) -> None:
     """All ops on the device, in several processes where pytest-xdist is installed."""
-    workers = str(min(6, os.cpu_count() or 1))
+    workers = str(min(12, os.cpu_count() or 1))
     parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
-    check.run("tests", python("-m", "pytest", "tests/gpu", "-q", "--maxfail=40", *parallel), 150)
+    check.run("tests", python("-m", "pytest", "tests/gpu", "-q", "--maxfail=40", *parallel), 180)
 
 
 def find_sanitizer() -> str | None:
@@ -100,17 +107,20 @@ def sanitize(check: Check, tools: Sequence[str] = TOOLS[:2]) -> None:
     """Wrong accesses, races on shared memory, reads of memory never written, misused barriers: each of
     these tools, over a few small calls.
     """
-    tool = find_sanitizer()
-    for name in tools:
-        if tool is None:
-            check.skip(name, "compute-sanitizer is not installed", lacks_tool=True)
-            continue
+    program = find_sanitizer()
+
+    def run(tool: str) -> None:
+        if program is None:
+            check.skip(tool, "compute-sanitizer is not installed", lacks_tool=True)
+            return
         calls = python(str(ROOT / "tests" / "gpu" / "small_calls.py"))
-        outcome = check.run(name, [tool, "--tool", name, "--error-exitcode", "9", *calls], 45)
+        outcome = check.run(tool, [program, "--tool", tool, "--error-exitcode", "9", *calls], 150)
         if "Device not supported" in outcome.output:
             outcome.status, outcome.lacks_tool = "skipped", True
             outcome.reason = "compute-sanitizer does not support this machine"
             print(outcome)
+
+    check.together(*(partial(run, tool) for tool in tools))
 
 
 def benchmarks(check: Check) -> None:
@@ -143,6 +153,7 @@ def record(check: Check, found: dict[str, str]) -> None:
 
 
 STEPS: tuple[Callable[[Check], None], ...] = (build, tests, sanitize, benchmarks, report)
+SIDE_BY_SIDE = (tests, sanitize)
 
 
 def write_log(check: Check, file: Path, summary: str) -> None:
@@ -170,18 +181,24 @@ def main(arguments: list[str] | None = None) -> int:
         choices=TOOLS,
         help="this tool of compute-sanitizer; repeatable (default: the first two)",
     )
+    parser.add_argument("--prebuilt", action="store_true", help="take the library as it is, without a build")
     options = parser.parse_args(arguments)
     check = Check()
     found = probe(check)
-    for step in STEPS:
-        if "kind" not in found:
+    chosen = [step for step in STEPS if not options.only or step.__name__ in options.only]
+    if "kind" not in found:
+        for step in chosen:
             check.skip(step.__name__, "no CUDA device was found")
-        elif options.only and step.__name__ not in options.only:
-            continue
-        elif step is sanitize and options.tool:
-            sanitize(check, options.tool)
-        else:
-            step(check)
+        chosen = []
+    special = {build: load} if options.prebuilt else {}
+    special |= {sanitize: partial(sanitize, tools=options.tool)} if options.tool else {}
+    while chosen:
+        first = chosen.pop(0)
+        steps = [first]
+        if first in SIDE_BY_SIDE:
+            steps += [step for step in chosen if step in SIDE_BY_SIDE]
+        chosen = [step for step in chosen if step not in steps]
+        check.together(*(partial(special.get(step, step), check) for step in steps))
     folder = RESULTS / found.get("kind", "new")
     passed = all(o.status == "ok" or o.lacks_tool for o in check.outcomes)
     if "kind" in found:

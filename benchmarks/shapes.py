@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.fusion import OPS as FUSION_OPS
 from benchmarks.fusion import FusionCase
@@ -94,6 +94,38 @@ _FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     ),
 )
 
+# On a GPU the batch is what fills it; the single image stays.
+_GPU_FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
+    (replace(TO_IMAGE, b=256), "bf16"),
+    (replace(SHORT, b=256), "bf16"),
+    (TO_MANY, "bf16"),
+    (replace(TO_IMAGE, b=1), "bf16"),
+    (replace(RESAMPLE, b=256), "bf16"),
+    (replace(FUSE, b=256), "bf16"),
+    (replace(LAYER, b=64), "bf16"),
+)
+# JAIR's, Flamingo's, the Q-Former's and Perceiver-VL's attention; Idefics2's with its grouped heads.
+_GPU_FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
+    *(
+        (FusionCase("fused_cross_attention", b, *sizes), "bf16")
+        for sizes in (
+            (64, 196, 12, 64),
+            (64, 64, 12, 64),
+            (64, 320, 8, 64),
+            (64, 321, 16, 96),
+            (32, 257, 12, 64),
+            (128, 185, 12, 64),
+            (64, 4964, 16, 96, 4),
+        )
+        for b in (1, 16, 256)
+    ),
+    (replace(RESAMPLE, b=16), "bf16"),
+    (replace(FUSE, b=16), "bf16"),
+    (replace(RESAMPLE, b=256), "fp16"),
+    (replace(LAYER, b=64), "fp32"),
+)
+_FUSION = {"cpu": (_FUSION_TABLE, _FUSION_MORE), "cuda": (_GPU_FUSION_TABLE, _GPU_FUSION_MORE)}
+
 STEP = ModelCase(8)
 ANSWER = ModelCase(1)
 # Of "JAIR" a training step, of "JAIR.generate" an answer: case, dtype, whether it is slow.
@@ -108,7 +140,7 @@ _MODEL_ROWS = {
     ),
     ("JAIR", "cuda"): (
         (ModelCase(64), "bf16", False),
-        (ModelCase(64, fusion="concat"), "bf16", False),
+        (ModelCase(64, fusion="concat"), "bf16", True),
         *(
             (ModelCase(64, fusion=fusion, image_size=size), "bf16", True)
             for size in (384, 448)
@@ -206,14 +238,16 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     """Measurements of an op; with `full` also those that do not fit into ten minutes on two cores."""
     if op in MODEL_OPS:
         way = "fwdbwd" if op == "JAIR" else "fwd"
-        peers = MODEL_PEERS if device == "cpu" or op != "JAIR" else (*MODEL_PEERS, "compile")
+        with_compile = full and device == "cuda" and op == "JAIR"  # of the whole model it takes minutes
+        peers = (*MODEL_PEERS, "compile") if with_compile else MODEL_PEERS
         return [Group(op, c, dtype, way, peers, late) for c, dtype, late in _MODEL_ROWS[op, device]]
     if op in FUSION_OPS:
-        quick = [(c, dtype, False) for c, dtype in _FUSION_TABLE if c.op == op]
-        rest = [(c, dtype, True) for c, dtype in _FUSION_MORE if c.op == op]
+        table, more = ([row for row in rows if row[0].op == op] for rows in _FUSION[device])
+        rest = [row for row in more if row not in table]
         return [
             Group(op, c, dtype, way, FUSION_PEERS, late)
-            for c, dtype, late in quick + rest
+            for late, rows in ((False, table), (True, rest))
+            for c, dtype in rows
             for way in DIRECTIONS
         ]
     table, more = (_CPU_TABLE, _CPU_MORE) if device == "cpu" else (_GPU_TABLE, _GPU_MORE)

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,12 @@ class Check:
         outcome = Outcome(name, "failed" if reason else "ok", time.monotonic() - begin, reason, output)
         return self.add(outcome)
 
+    def together(self, *steps: Callable[[], object]) -> None:
+        """Steps that do not disturb each other, as none of them is timed."""
+        with _interruptible(), ThreadPoolExecutor(len(steps)) as pool:
+            for running in [pool.submit(step) for step in steps]:
+                running.result()
+
     def add(self, outcome: Outcome) -> Outcome:
         self.outcomes.append(outcome)
         print(f"{outcome.output[-6000:]}\n{outcome}", flush=True)
@@ -100,8 +108,11 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """What is started within takes interrupts, also where a shell has started this process in the background:
-    it then ignores them, and its children would too.
+    it then ignores them, and its children would too. Only the main thread may change that, for all of them.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

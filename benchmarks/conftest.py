@@ -15,6 +15,7 @@ import torch
 import jair_kernels
 from benchmarks import ceilings, contestants, machine, measure, rows, shapes
 from benchmarks.shapes import Group
+from jair_kernels.testing import required
 
 CLOCK = measure.RecordedClock()
 _SESSION = pytest.StashKey["Session"]()
@@ -99,7 +100,8 @@ class Session:
                 return f"{slow} seconds; --full measures them"
         if isinstance(problem, contestants.Problem):
             mine = backend not in group.peers
-            return jair_kernels.why_not(group.op, backend, *problem.arguments(0).values()) if mine else None
+            given = required(group.op, {**problem.arguments(0)})
+            return jair_kernels.why_not(group.op, backend, *given) if mine else None
         return None if backend in ("cpu", "triton", *group.peers) else "no model runs on it"
 
 

@@ -146,7 +146,8 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
     Args:
         op: name of a public function, such as "fused_tokenlearner".
         backend: "reference", "cpu", "triton" or "cuda".
-        inputs: tensors of a call, the main input first; without any, only the machine is looked at.
+        inputs: tensors of a call that are never None, in their order (x, w1, w2 of fused_tokenlearner); the
+            first few, or none: what they alone tell, or the machine.
 
     Raises:
         ValueError: op or backend is unknown.

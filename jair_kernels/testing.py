@@ -7,6 +7,7 @@ floor.
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -52,6 +53,13 @@ FLOOR_ULPS = 2.0
 FLOAT64_FLOOR = 1e-13
 
 _DRAWS = 8  # of random signs in `floors`
+
+
+def required(op: str, tensors: dict[str, Tensor | None]) -> list[Tensor]:
+    """Of the tensors of a call those that are never None, in their order: what `why_not` takes."""
+    parameters = inspect.signature(getattr(jair_kernels, op)).parameters.values()
+    names = [p.name for p in parameters if p.annotation == "torch.Tensor"]
+    return [t for t in map(tensors.get, names) if t is not None]
 
 
 def run(sample: Sample, backend: str | None) -> dict[str, Tensor]:

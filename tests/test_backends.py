@@ -275,3 +275,15 @@ def test_import_touches_no_driver_and_prints_nothing(tmp_path: Path) -> None:
 def test_every_public_function_is_registered() -> None:
     assert set(_backends.operators()) == {*(f"fused_{name}" for name in NAMES.values()), *FUSION_OPS}
     assert set(jk.__all__) >= set(_backends.operators())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_why_not_takes_as_many_tensors_as_are_known(op: str) -> None:
+    """The limits of a backend that is not available here are asked too."""
+    sizes = {"fused_token_pool": ((2, 7, 12), (2, 7, 3)), "fused_cross_attention": ((2, 7, 2, 12),) * 3}
+    learner = ((2, 7, 12), (6, 12), (3, 6))
+    sizes |= {"fused_tokenlearner": learner, "fused_tokenfuser": (learner[0], (2, 3, 12), *learner[1:])}
+    inputs = [torch.empty(size) for size in sizes.get(op, ((2, 7, 12),))]
+    for backend, fits in _backends._FITS[op].items():
+        for count in range(1, len(inputs) + 1):
+            assert fits(*inputs[:count]) is None, (backend, count)

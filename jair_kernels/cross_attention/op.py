@@ -43,7 +43,7 @@ def _fake_backward(
     return q.new_empty(q.shape), q.new_empty((b, n, 2, h_kv, d))
 
 
-def _unfit_triton(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+def _unfit_triton(q: Tensor, *others: Tensor) -> str | None:
     """Products in full float32 keep both operands in registers, which wider heads overflow."""
     if q.dtype == torch.float32 and q.shape[3] > 64:
         return f"it takes head widths up to 64 in float32, got {int(q.shape[3])}"

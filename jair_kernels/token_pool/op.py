@@ -34,8 +34,8 @@ def _fake_backward(
     return x.new_empty(x.shape), x.new_empty(scores.shape)
 
 
-def _unfit_triton(x: torch.Tensor, scores: torch.Tensor) -> str | None:
-    return _triton.unfit(scores.shape[2])
+def _unfit_triton(x: torch.Tensor, scores: torch.Tensor | None = None) -> str | None:
+    return None if scores is None else _triton.unfit(scores.shape[2])
 
 
 def _forward_flops(x: Any, scores: Any, *args: Any, **kwargs: Any) -> int:

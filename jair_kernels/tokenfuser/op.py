@@ -54,8 +54,10 @@ def _fake_backward(
     return (x.new_empty(x.shape), x.new_empty(tokens.shape), *(like_parameter(p, x) for p in parameters))
 
 
-def _unfit_triton(x: Tensor, tokens: Tensor, w1: Tensor, w2: Tensor) -> str | None:
-    return _triton.unfit(w2.shape[0])
+def _unfit_triton(
+    x: Tensor, tokens: Tensor | None = None, w1: Tensor | None = None, w2: Tensor | None = None
+) -> str | None:
+    return None if w2 is None else _triton.unfit(w2.shape[0])
 
 
 def _forward_flops(x: Any, tokens: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:

@@ -60,8 +60,8 @@ def _fake_backward(
     return (x.new_empty(x.shape), *(like_parameter(p, x) for p in parameters))
 
 
-def _unfit_triton(x: Tensor, w1: Tensor, w2: Tensor) -> str | None:
-    return _triton.unfit(w2.shape[0])
+def _unfit_triton(x: Tensor, w1: Tensor | None = None, w2: Tensor | None = None) -> str | None:
+    return None if w2 is None else _triton.unfit(w2.shape[0])
 
 
 def _forward_flops(x: Any, w1: Any, b1: Any, w2: Any, *args: Any, **kwargs: Any) -> int:

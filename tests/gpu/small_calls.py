@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 import jair_kernels
-from jair_kernels.testing import Case, FusionCase, run
+from jair_kernels.testing import Case, FusionCase, required, run
 
 CASES = [
     Case("fused_token_pool", 2, 70, 40, 3, mask="some"),
@@ -32,7 +32,7 @@ def main() -> None:
         for backend in ("triton", "cuda"):
             for dtype in (torch.float32, torch.bfloat16):
                 sample = case.sample(dtype, "cuda")
-                if jair_kernels.why_not(case.op, backend, *sample.tensors.values()) is None:
+                if jair_kernels.why_not(case.op, backend, *required(case.op, sample.tensors)) is None:
                     results = run(sample, backend)
                     if not all(bool(t.isfinite().all()) for t in results.values()):
                         raise SystemExit(f"{case.op} {case.name} {dtype} on {backend}: not finite")

@@ -20,6 +20,7 @@ from jair_kernels.testing import (
     Sample,
     faults,
     poisoned_empty,
+    required,
     run,
     run_float64,
 )
@@ -159,7 +160,7 @@ ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in 
 def test_accuracy(key: str, backend: str, dtype: torch.dtype) -> None:
     """Forward and every gradient within twice eager's error, held against float64."""
     held = expectation(key, dtype)
-    needs(held.sample.op, backend, *held.sample.tensors.values())
+    needs(held.sample.op, backend, *required(held.sample.op, held.sample.tensors))
     held.check(backend)
 
 

@@ -2,8 +2,6 @@
 // fixed-order warp reductions.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -11,9 +9,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "checks.h"
+#include "cuda/numbers.cuh"
 
 namespace jair::cuda {
 
@@ -43,8 +41,19 @@ class Launcher {
 
   template <typename... Parameters, typename... Arguments>
   void operator()(void (*kernel)(Parameters...), dim3 grid, unsigned threads, Arguments... arguments) const {
+    with_shared(0, kernel, grid, threads, arguments...);
+  }
+
+  // With bytes of dynamic shared memory, of which a kernel gets more than 48 KB only after asking for it.
+  template <typename... Parameters, typename... Arguments>
+  void with_shared(size_t bytes, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                   Arguments... arguments) const {
+    const auto* function = reinterpret_cast<const void*>(kernel);
+    if (bytes > 0) {
+      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    }
     cudaLaunchConfig_t config{};
-    config.gridDim = grid, config.blockDim = threads, config.stream = stream_;
+    config.gridDim = grid, config.blockDim = threads, config.stream = stream_, config.dynamicSmemBytes = bytes;
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
   }
 
@@ -65,22 +74,6 @@ void dispatch_dtype(ScalarType dtype, F&& f) {
     case ScalarType::BFloat16: return f(__nv_bfloat16{});
     case ScalarType::Half: return f(__half{});
     default: STD_TORCH_CHECK(false, "unexpected dtype");
-  }
-}
-
-// Conversions by name: PyTorch's build turns the implicit ones of the 16-bit types off.
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-
-template <typename T>
-__device__ inline T from_float(float value) {
-  if constexpr (std::is_same_v<T, float>) {
-    return value;
-  } else if constexpr (std::is_same_v<T, __half>) {
-    return __float2half(value);
-  } else {
-    return __float2bfloat16(value);
   }
 }
 

@@ -1,0 +1,383 @@
+// fused_tokenlearner's forward: one pass over x, for 16-bit elements.
+//
+// A block of 8 warps keeps the folded weights Wg [64,D] in shared memory and takes the tokens of its share of an image
+// `kRows` at a time, the next ones arriving meanwhile. Of each step
+//
+//   products   h = x Wg^T and the moments of the rows: four warps share D, two the hidden units
+//   hidden     sums of the four, LayerNorm as r (h - m c) + e, GELU
+//   softmax    scores and weights, one warp; what was pooled before is rescaled as in an online softmax
+//   pool       y += P^T x: every warp has D / 8 columns of all outputs in registers
+//
+// so that x crosses the memory bus and the L2 cache once.
+#pragma once
+
+#include "cuda/tiles.cuh"
+
+namespace jair::cuda {
+
+constexpr int kLearnerThreads = 256;
+constexpr int kHidden = 64;  // hidden units, those beyond H with zero weights
+
+// A call's tensors. Strides in elements; x has dense, 16-byte aligned rows.
+template <typename T>
+struct Learner {
+  const T* x;
+  int64_t x_image, x_token;
+  const uint8_t* mask;  // null: all tokens are kept
+  int64_t mask_image, mask_token;
+  const T* wg;             // [H,D]
+  const float *c, *e;      // [H]
+  const T* w2;             // [K,H]
+  const float* b2;         // [K] or null
+  int64_t batch, tokens, hidden, outputs;
+  int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
+  float eps;
+  bool tanh;
+
+  __device__ bool kept(int64_t image, int64_t n, int64_t end) const {
+    return n < end && (!mask || mask[image * mask_image + n * mask_token]);
+  }
+};
+
+__device__ inline float gelu(float h, bool tanh) {
+  if (tanh) return h / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
+  return 0.5f * h * (1.f + erff(h * 0.7071067811865476f));
+}
+
+// Shared memory of one block. Rows are 16 bytes longer than their contents, so that the 8 rows of an 8x8 matrix lie
+// in different banks.
+template <typename T, int kWidth, int kRows, int kOutputs>
+struct LearnerShared {
+  static constexpr int kPitch = kWidth + 8, kHiddenPitch = kHidden + 8, kWeightPitch = kRows + 8;
+  static constexpr int kSumPitch = kHidden + 8;
+  T wg[kHidden * kPitch];
+  T x[2][kRows * kPitch];
+  T hidden[kRows * kHiddenPitch];
+  T w2[kOutputs * kHiddenPitch];
+  T weights[kOutputs * kWeightPitch];  // P^T
+  float sums[2][kRows * kSumPitch];
+  float2 moments[4][kRows];  // sums of x - shift and of its squares, of a quarter of D each
+  float c[kHidden], e[kHidden], b2[kOutputs];
+  float decay[kOutputs], inverse[kOutputs];
+  uint8_t keep[2][kRows];
+};
+
+// Tokens [n, end) of a share; one step takes kRows of them.
+struct LearnerStep {
+  int64_t item, image, n, end;
+
+  template <typename T>
+  __device__ static LearnerStep first(const Learner<T>& in, int64_t item) {
+    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens;
+    const int64_t end = n + in.share_tokens;
+    return {item, image, n, end < in.tokens ? end : in.tokens};
+  }
+
+  template <typename T>
+  __device__ LearnerStep next(const Learner<T>& in, int rows) const {
+    return last(rows) ? first(in, item + gridDim.x) : LearnerStep{item, image, n + rows, end};
+  }
+
+  __device__ bool last(int rows) const { return n + rows >= end; }
+};
+
+template <typename T, int kWidth, int kRows, int kOutputs>
+struct LearnerBlock {
+  using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
+  static constexpr int kRowTiles = kRows / 16, kOutputTiles = kOutputs / 16;
+  static constexpr int kColumnTiles = kWidth / 8 / 8;  // of 8 columns, of one warp
+  static_assert(kWidth % 128 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
+
+  const Learner<T>& in;
+  Shared& shared;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  __device__ void load_weights() {
+    constexpr int kPieces = kWidth / 8;
+    for (int i = thread; i < kHidden * kPieces; i += kLearnerThreads) {
+      const int h = i / kPieces, d = i % kPieces * 8;
+      const bool inside = h < in.hidden;
+      copy16(shared.wg + h * Shared::kPitch + d, in.wg + (inside ? h : 0) * kWidth + d, inside);
+    }
+    for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
+      const int k = i / kHidden, h = i % kHidden;
+      const bool inside = k < in.outputs && h < in.hidden;
+      shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
+    }
+    for (int i = thread; i < kHidden; i += kLearnerThreads) {
+      shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
+      shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
+    }
+    for (int i = thread; i < kOutputs; i += kLearnerThreads) {
+      shared.b2[i] = in.b2 && i < in.outputs ? in.b2[i] : 0.f;
+    }
+  }
+
+  // Rows that are not kept are zeros, whatever lies there.
+  __device__ void load_tokens(const LearnerStep& step, int buffer) {
+    constexpr int kPieces = kWidth / 8;
+    const T* image = in.x + step.image * in.x_image;
+    for (int i = thread; i < kRows * kPieces; i += kLearnerThreads) {
+      const int row = i / kPieces, d = i % kPieces * 8;
+      const bool keep = in.kept(step.image, step.n + row, step.end);
+      copy16(shared.x[buffer] + row * Shared::kPitch + d, image + (keep ? step.n + row : 0) * in.x_token + d, keep);
+    }
+    if (thread < kRows) shared.keep[buffer][thread] = in.kept(step.image, step.n + thread, step.end);
+  }
+
+  // This warp's part of h: rows all, half of the hidden units, a quarter of D.
+  __device__ void products(int buffer, Accumulator (&acc)[kRowTiles][4]) {
+    const int quarter = warp % 4, half = warp / 4;
+    const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + tile_column(lane);
+    const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const bool measures = half < kRowTiles;  // each half the moments of 16 rows
+    const T* row = shared.x[buffer] + half * 16 * Shared::kPitch;
+    const float shift[2] = {measures ? to_float(row[g * Shared::kPitch]) : 0.f,
+                            measures ? to_float(row[(g + 8) * Shared::kPitch]) : 0.f};
+    float sum[2] = {}, square[2] = {};
+#pragma unroll 2
+    for (int d = quarter * (kWidth / 4); d < (quarter + 1) * (kWidth / 4); d += 16) {
+      Fragment a[kRowTiles], b[2];
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+      }
+      if (measures) {
+        const Fragment mine = kRowTiles == 2 && half == 1 ? a[kRowTiles - 1] : a[0];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 pair = unpack<T>(mine.r[i]);
+          const float low = pair.x - shift[i % 2], high = pair.y - shift[i % 2];
+          sum[i % 2] += low + high;
+          square[i % 2] += low * low;
+          square[i % 2] += high * high;
+        }
+      }
+    }
+    if (!measures) return;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) {
+        sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], step);
+        square[i] += __shfl_xor_sync(0xffffffffu, square[i], step);
+      }
+      if (t == 0) shared.moments[quarter][half * 16 + g + i * 8] = make_float2(sum[i], square[i]);
+    }
+  }
+
+  // Sums over the quarters of D, two by two; the last two are left for `hidden`.
+  __device__ void add_quarters(Accumulator (&acc)[kRowTiles][4]) {
+    const int quarter = warp % 4, half = warp / 4;
+    float* sums = shared.sums[quarter % 2] + half * 32 + 2 * t;
+    auto at = [&](int i, int j, int low) {
+      return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + j * 8);
+    };
+    for (int turn = 0; turn < 2; ++turn) {
+      if (quarter / 2 != turn) {  // first quarters 2 and 3, then 0 and 1
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+#pragma unroll
+            for (int low = 0; low < 2; ++low) {
+              float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
+              if (turn == 1) {
+                const float2 other = *at(i, j, low);
+                value = make_float2(value.x + other.x, value.y + other.y);
+              }
+              *at(i, j, low) = value;
+            }
+          }
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+  // gelu(h) of all rows, and their mean and 1/std.
+  __device__ void hidden(const LearnerStep& step, int buffer, float2* stats) {
+    constexpr int kThreads = kLearnerThreads / kRows, kMine = kHidden / kThreads;
+    const int row = thread / kThreads, first = thread % kThreads * kMine;
+    float sum = 0.f, square = 0.f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 part = shared.moments[i][row];
+      sum += part.x, square += part.y;
+    }
+    const float offset = sum * (1.f / kWidth);
+    const float mean = to_float(shared.x[buffer][row * Shared::kPitch]) + offset;
+    const float rstd = 1.f / sqrtf(fmaxf(square * (1.f / kWidth) - offset * offset, 0.f) + in.eps);
+    const float* sums = shared.sums[0] + row * Shared::kSumPitch + first;
+    constexpr int kNext = kRows * Shared::kSumPitch;
+#pragma unroll
+    for (int i = 0; i < kMine; i += 2) {
+      const float2 low = *reinterpret_cast<const float2*>(sums + i);
+      const float2 high = *reinterpret_cast<const float2*>(sums + i + kNext);
+      const float h0 = rstd * (low.x + high.x - mean * shared.c[first + i]) + shared.e[first + i];
+      const float h1 = rstd * (low.y + high.y - mean * shared.c[first + i + 1]) + shared.e[first + i + 1];
+      const uint32_t pair = pack<T>(gelu(h0, in.tanh), gelu(h1, in.tanh));
+      *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + first + i) = pair;
+    }
+    const int64_t n = step.n + row;
+    if (first == 0 && n < step.end) stats[step.image * in.tokens + n] = make_float2(mean, rstd);
+  }
+
+  // Scores of all rows, their weights below the largest score so far, and what earlier sums are to be scaled by.
+  // Run by one warp, whose lanes keep the largest score and the sum of two outputs of every 8.
+  __device__ void softmax(const LearnerStep& step, int buffer, float (&top)[2 * kOutputTiles][2],
+                          float (&total)[2 * kOutputTiles][2], float2* pairs) {
+    Accumulator acc[kRowTiles][2 * kOutputTiles] = {};
+    const T* rows = shared.hidden + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
+    const T* w = shared.w2 + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
+#pragma unroll
+    for (int h = 0; h < kHidden; h += 16) {
+      Fragment a[kRowTiles];
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(rows + i * 16 * Shared::kHiddenPitch + h);
+#pragma unroll
+      for (int j = 0; j < kOutputTiles; ++j) {
+        const Fragment b = load_matrices(w + j * 16 * Shared::kHiddenPitch + h);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          multiply_add<T>(acc[i][2 * j], a[i], b.r[0], b.r[2]);
+          multiply_add<T>(acc[i][2 * j + 1], a[i], b.r[1], b.r[3]);
+        }
+      }
+    }
+    bool keep[kRowTiles][2];
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int low = 0; low < 2; ++low) keep[i][low] = shared.keep[buffer][i * 16 + g + low * 8];
+    }
+    const bool last = step.last(kRows);
+#pragma unroll
+    for (int j = 0; j < 2 * kOutputTiles; ++j) {
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        const int k = j * 8 + 2 * t + column;
+        float largest = -INFINITY;
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) {
+          float& s = acc[i / 2][j][i % 2 * 2 + column];
+          s += shared.b2[k];
+          if (keep[i / 2][i % 2]) largest = fmaxf(largest, s);
+        }
+#pragma unroll
+        for (int hop = 4; hop < 32; hop *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, hop));
+        const float old = top[j][column];
+        largest = fmaxf(old, largest);
+        const float base = largest == -INFINITY ? 0.f : largest;
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) {
+          const float p = keep[i / 2][i % 2] ? exponential(acc[i / 2][j][i % 2 * 2 + column] - base) : 0.f;
+          sum += p;
+          shared.weights[k * Shared::kWeightPitch + i * 8 + g] = from_float<T>(p);
+        }
+#pragma unroll
+        for (int hop = 4; hop < 32; hop *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, hop);
+        const float decay = exponential(old - base);
+        const float all = total[j][column] * decay + sum, inverse = all == 0.f ? 0.f : 1.f / all;
+        if (g == 0) {
+          shared.decay[k] = decay, shared.inverse[k] = inverse;
+          if (last && k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+        }
+        top[j][column] = last ? -INFINITY : largest, total[j][column] = last ? 0.f : all;
+      }
+    }
+  }
+
+  // acc = decay acc + P^T x in this warp's columns.
+  __device__ void pool(int buffer, Accumulator (&acc)[kOutputTiles][kColumnTiles]) {
+    const T* weights = shared.weights + tile_row(lane) * Shared::kWeightPitch + tile_column(lane);
+    const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + warp * (kWidth / 8) + tile_column(lane);
+#pragma unroll
+    for (int m = 0; m < kOutputTiles; ++m) {
+      const float high = shared.decay[m * 16 + g], low = shared.decay[m * 16 + g + 8];
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; ++j) {
+        acc[m][j][0] *= high, acc[m][j][1] *= high, acc[m][j][2] *= low, acc[m][j][3] *= low;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      Fragment a[kOutputTiles];
+#pragma unroll
+      for (int m = 0; m < kOutputTiles; ++m) a[m] = load_matrices(weights + m * 16 * Shared::kWeightPitch + i * 16);
+#pragma unroll
+      for (int j = 0; j < kColumnTiles; j += 2) {
+        const Fragment b = load_transposed(x + i * 16 * Shared::kPitch + j * 8);
+#pragma unroll
+        for (int m = 0; m < kOutputTiles; ++m) {
+          multiply_add<T>(acc[m][j], a[m], b.r[0], b.r[1]);
+          multiply_add<T>(acc[m][j + 1], a[m], b.r[2], b.r[3]);
+        }
+      }
+    }
+  }
+
+  // The share's pooled tokens; acc is then 0 for the next.
+  __device__ void store(const LearnerStep& step, Accumulator (&acc)[kOutputTiles][kColumnTiles], T* y, float* parts) {
+#pragma unroll
+    for (int m = 0; m < kOutputTiles; ++m) {
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const int k = m * 16 + g + low * 8;
+        const float inverse = shared.inverse[k];
+        const int64_t to = (step.item * in.outputs + k) * kWidth + warp * (kWidth / 8) + 2 * t;
+#pragma unroll
+        for (int j = 0; j < kColumnTiles; ++j) {
+          const float first = acc[m][j][2 * low] * inverse, second = acc[m][j][2 * low + 1] * inverse;
+          if (k < in.outputs && parts) *reinterpret_cast<float2*>(parts + to + j * 8) = make_float2(first, second);
+          if (k < in.outputs && !parts) *reinterpret_cast<uint32_t*>(y + to + j * 8) = pack<T>(first, second);
+          acc[m][j][2 * low] = acc[m][j][2 * low + 1] = 0.f;
+        }
+      }
+    }
+  }
+};
+
+// y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a share's
+// softmax; stats [B,N]: mean and 1/std of every token.
+template <typename T, int kWidth, int kRows, int kOutputs>
+__global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in, T* y, float* parts, float2* pairs,
+                                                                   float2* stats) {
+  using Block = LearnerBlock<T, kWidth, kRows, kOutputs>;
+  JAIR_SHARED(memory);
+  Block block{in, *reinterpret_cast<typename Block::Shared*>(memory)};
+  const int64_t items = in.batch * in.shares;
+  Accumulator pooled[Block::kOutputTiles][Block::kColumnTiles] = {};
+  float top[2 * Block::kOutputTiles][2], total[2 * Block::kOutputTiles][2] = {};
+  for (auto& pair : top) pair[0] = pair[1] = -INFINITY;
+  LearnerStep step = LearnerStep::first(in, blockIdx.x);
+  block.load_weights();
+  if (step.item < items) block.load_tokens(step, 0);
+  commit_copies();
+  for (int buffer = 0; step.item < items; buffer ^= 1) {
+    const LearnerStep next = step.next(in, kRows);
+    wait_copies<0>();
+    __syncthreads();  // the step's tokens have arrived, and nobody reads those of the step before
+    if (next.item < items) block.load_tokens(next, buffer ^ 1);
+    commit_copies();
+    Accumulator acc[Block::kRowTiles][4] = {};
+    block.products(buffer, acc);
+    block.add_quarters(acc);
+    block.hidden(step, buffer, stats);
+    __syncthreads();
+    if (block.warp == 0) block.softmax(step, buffer, top, total, pairs);
+    __syncthreads();
+    block.pool(buffer, pooled);
+    if (step.last(kRows)) block.store(step, pooled, y, parts);
+    step = next;
+  }
+}
+
+}  // namespace jair::cuda

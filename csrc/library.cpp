@@ -22,6 +22,16 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 
+  // The passes over x on CUDA, with the LayerNorm folded into wg, c and e; images are cut into shares of tokens. The
+  // first returns y, or what the shares pool [B,shares,K,D] in float32, and their softmaxes [B,shares,K,2].
+  m.def(
+      "tokenlearner_pool(Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2, Tensor? b2, Tensor? mask, float eps,"
+      " bool tanh, int shares, int share_tokens) -> (Tensor y, Tensor softmax, Tensor stats)");
+  m.def(
+      "tokenlearner_inputs(Tensor dy, Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2, Tensor? b2, Tensor? mask,"
+      " Tensor softmax, Tensor stats, Tensor delta, bool tanh, int shares, int share_tokens)"
+      " -> (Tensor dx, Tensor dh, Tensor g, Tensor ds)");
+
   m.def(
       "tokenfuser_forward(Tensor x, Tensor tokens, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
       " Tensor? norm_weight, Tensor? norm_bias, float eps, bool tanh) -> (Tensor y, Tensor stats)");

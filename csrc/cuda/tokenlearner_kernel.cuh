@@ -28,11 +28,17 @@ struct Learner {
   const T* wg;             // [H,D]
   const float *c, *e;      // [H]
   const T* w2;             // [K,H]
-  const float* b2;         // [K] or null
+  const float* b2;         // [K] or null, as is b2_narrow: one of them at most is given
+  const T* b2_narrow;
   int64_t batch, tokens, hidden, outputs;
   int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
   float eps;
   bool tanh;
+
+  __device__ float bias(int64_t k) const {
+    if (k >= outputs) return 0.f;
+    return b2 ? b2[k] : b2_narrow ? to_float(b2_narrow[k]) : 0.f;
+  }
 
   __device__ bool kept(int64_t image, int64_t n, int64_t end) const {
     return n < end && (!mask || mask[image * mask_image + n * mask_token]);
@@ -110,7 +116,7 @@ struct LearnerBlock {
       shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
     }
     for (int i = thread; i < kOutputs; i += kLearnerThreads) {
-      shared.b2[i] = in.b2 && i < in.outputs ? in.b2[i] : 0.f;
+      shared.b2[i] = in.bias(i);
     }
   }
 

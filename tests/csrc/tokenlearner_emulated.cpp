@@ -1,7 +1,7 @@
 // learn_tokens on the emulator against sums in double.
 #include "cuda_fibers.h"
 
-#include "cuda/tokenlearner_kernel.cuh"
+#include "cuda/tokenlearner_backward.cuh"
 
 #include <cstdio>
 #include <random>
@@ -19,7 +19,8 @@ struct Host {
 };
 
 template <typename T, int kWidth, int kRows, int kOutputs>
-double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift, int blocks) {
+double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift, int blocks,
+             bool backwards = false) {
   std::mt19937 random(7);
   const int D = kWidth;
   Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
@@ -48,7 +49,7 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
   std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)), stats(batch * tokens, make_float2(NAN, NAN));
   using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
   if (!emulator::run([&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-                     dim3(blocks), kLearnerThreads, sizeof(Shared)))
+                     dim3(blocks), kLearnerThreads, sizeof(Shared), backwards))
     return INFINITY;
   double worst = 0;
   for (int b = 0; b < batch; ++b) {
@@ -109,16 +110,154 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
   return worst;
 }
 
+template <typename T, int kWidth, int kRows, int kOutputs>
+double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift, int blocks,
+               bool backwards) {
+  std::mt19937 random(11);
+  const int D = kWidth;
+  Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
+  Host<T> w2(outputs * hidden, random, .5f), dy(static_cast<size_t>(batch) * outputs * D, random, 1.f);
+  Host<float> e(hidden, random, .5f), b2(outputs, random, 1.f);
+  std::vector<float> c(hidden);
+  for (int h = 0; h < hidden; ++h) {
+    for (int d = 0; d < D; ++d) c[h] += wg.at(h * D + d);
+  }
+  std::vector<uint8_t> mask(batch * tokens, 1);
+  if (masked) {
+    for (auto& m : mask) m = random() % 3 > 0;
+    for (int n = 0; n < tokens; ++n) mask[n] = 0;
+    for (int i = 0; i < batch * tokens; ++i) {
+      if (!mask[i]) x.data[static_cast<size_t>(i) * D] = from_float<T>(NAN);
+    }
+  }
+  const size_t rows = static_cast<size_t>(batch) * tokens;
+  std::vector<double> dx(rows * D), dh(rows * hidden), g(rows * hidden), ds(rows * outputs);
+  std::vector<float2> stats(rows, make_float2(NAN, NAN)), pairs(batch * outputs);
+  std::vector<float> delta(batch * outputs);
+  for (int b = 0; b < batch; ++b) {
+    std::vector<double> s(tokens * outputs), dp(tokens * outputs), xhat(static_cast<size_t>(tokens) * D);
+    std::vector<double> slope(tokens * hidden), rstds(tokens);
+    for (int n = 0; n < tokens; ++n) {
+      const size_t row = static_cast<size_t>(b) * tokens + n, at = row * D;
+      if (!mask[row]) {
+        for (int h = 0; h < hidden; ++h) {
+          const double v = e.at(h);
+          g[row * hidden + h] = tanh ? 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)))
+                                     : 0.5 * v * (1 + std::erf(v / std::sqrt(2.)));
+        }
+        continue;
+      }
+      double mean = 0, var = 0;
+      for (int d = 0; d < D; ++d) mean += x.at(at + d) / D;
+      for (int d = 0; d < D; ++d) var += (x.at(at + d) - mean) * (x.at(at + d) - mean) / D;
+      const double rstd = rstds[n] = 1 / std::sqrt(var + 1e-6);
+      stats[row] = make_float2(mean, rstd);
+      for (int d = 0; d < D; ++d) xhat[static_cast<size_t>(n) * D + d] = (x.at(at + d) - mean) * rstd;
+      for (int h = 0; h < hidden; ++h) {
+        double v = e.at(h);
+        for (int d = 0; d < D; ++d) v += xhat[static_cast<size_t>(n) * D + d] * wg.at(h * D + d);
+        const double step = 1e-5;
+        auto gelu_of = [&](double z) {
+          return tanh ? 0.5 * z * (1 + std::tanh(0.7978845608028654 * (z + 0.044715 * z * z * z)))
+                      : 0.5 * z * (1 + std::erf(z / std::sqrt(2.)));
+        };
+        g[row * hidden + h] = gelu_of(v);
+        slope[n * hidden + h] = (gelu_of(v + step) - gelu_of(v - step)) / (2 * step);
+      }
+      for (int k = 0; k < outputs; ++k) {
+        double sum = b2.at(k), product = 0;
+        for (int h = 0; h < hidden; ++h) sum += g[row * hidden + h] * w2.at(k * hidden + h);
+        for (int d = 0; d < D; ++d) product += x.at(at + d) * dy.at((static_cast<size_t>(b) * outputs + k) * D + d);
+        s[n * outputs + k] = sum, dp[n * outputs + k] = product;
+      }
+    }
+    for (int k = 0; k < outputs; ++k) {
+      double top = -INFINITY, total = 0, inner = 0;
+      for (int n = 0; n < tokens; ++n) {
+        if (mask[b * tokens + n]) top = std::max(top, s[n * outputs + k]);
+      }
+      for (int n = 0; n < tokens; ++n) {
+        if (mask[b * tokens + n]) total += std::exp(s[n * outputs + k] - top);
+      }
+      for (int n = 0; n < tokens; ++n) {
+        if (mask[b * tokens + n]) inner += std::exp(s[n * outputs + k] - top) / total * dp[n * outputs + k];
+      }
+      pairs[b * outputs + k] = total == 0 ? make_float2(0.f, 0.f) : make_float2(top, 1 / total);
+      delta[b * outputs + k] = inner;
+      for (int n = 0; n < tokens; ++n) {
+        const size_t row = static_cast<size_t>(b) * tokens + n;
+        if (!mask[row]) continue;
+        const double p = std::exp(s[n * outputs + k] - top) / total;
+        ds[row * outputs + k] = p * (dp[n * outputs + k] - inner);
+        for (int d = 0; d < D; ++d) dx[row * D + d] += p * dy.at((static_cast<size_t>(b) * outputs + k) * D + d);
+      }
+    }
+    for (int n = 0; n < tokens; ++n) {
+      const size_t row = static_cast<size_t>(b) * tokens + n;
+      if (!mask[row]) continue;
+      std::vector<double> dn(D);
+      for (int h = 0; h < hidden; ++h) {
+        double sum = 0;
+        for (int k = 0; k < outputs; ++k) sum += ds[row * outputs + k] * w2.at(k * hidden + h);
+        dh[row * hidden + h] = sum * slope[n * hidden + h];
+        for (int d = 0; d < D; ++d) dn[d] += dh[row * hidden + h] * wg.at(h * D + d);
+      }
+      double mean = 0, along = 0;
+      for (int d = 0; d < D; ++d) mean += dn[d] / D, along += dn[d] * xhat[static_cast<size_t>(n) * D + d] / D;
+      for (int d = 0; d < D; ++d) {
+        dx[row * D + d] += rstds[n] * (dn[d] - mean - xhat[static_cast<size_t>(n) * D + d] * along);
+      }
+    }
+  }
+  Learner<T> in{};
+  in.x = x.data.data(), in.x_image = static_cast<int64_t>(tokens) * D, in.x_token = D;
+  if (masked) in.mask = mask.data(), in.mask_image = tokens, in.mask_token = 1;
+  in.wg = wg.data.data(), in.c = c.data(), in.e = e.data.data(), in.w2 = w2.data.data(), in.b2 = b2.data.data();
+  in.batch = batch, in.tokens = tokens, in.hidden = hidden, in.outputs = outputs;
+  in.shares = shares, in.share_tokens = (tokens + shares * kRows - 1) / (shares * kRows) * kRows;
+  in.eps = 1e-6f, in.tanh = tanh;
+  Host<T> dx_out(rows * D, random, NAN), dh_out(rows * hidden, random, NAN), g_out(rows * hidden, random, NAN);
+  Host<T> ds_out(rows * outputs, random, NAN);
+  LearnerGradients<T> out{dy.data.data(), pairs.data(),       stats.data(),       delta.data(),
+                          dx_out.data.data(), dh_out.data.data(), g_out.data.data(), ds_out.data.data()};
+  using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
+  if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), kLearnerThreads,
+                     sizeof(Shared), backwards))
+    return INFINITY;
+  auto off = [](const std::vector<double>& want, const Host<T>& got) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      error += (got.at(i) - want[i]) * (got.at(i) - want[i]), size += want[i] * want[i];
+    }
+    return std::sqrt(error / (size + 1e-9));
+  };
+  const double errors[] = {off(dx, dx_out), off(dh, dh_out), off(g, g_out), off(ds, ds_out)};
+  double worst = 0;
+  for (double error : errors) worst = error <= worst ? worst : error;
+  printf("dx %.1e dh %.1e g %.1e ds %.1e\n", errors[0], errors[1], errors[2], errors[3]);
+  return worst;
+}
+
 int main() {
   using B = __nv_bfloat16;
   const double errors[] = {
       learn<B, 128, 32, 16>(3, 70, 64, 8, 1, false, false, 0.f, 2),
-      learn<B, 128, 32, 16>(3, 70, 40, 5, 2, true, true, 0.f, 2),
+      learn<B, 128, 32, 16>(3, 70, 40, 5, 2, true, true, 0.f, 2, true),
       learn<__half, 256, 16, 32>(2, 33, 64, 20, 1, true, false, 0.f, 1),
       learn<B, 768, 32, 16>(1, 40, 64, 16, 1, false, false, 0.f, 3),
       learn<__half, 128, 32, 32>(2, 50, 64, 32, 1, false, false, 30.f, 1),
   };
+  const double back[] = {
+      unlearn<B, 128, 32, 16>(3, 70, 64, 8, 1, false, false, 0.f, 2, false),
+      unlearn<B, 128, 32, 16>(3, 70, 40, 5, 2, true, true, 0.f, 2, true),
+      unlearn<__half, 256, 16, 32>(2, 33, 64, 20, 1, true, false, 0.f, 1, false),
+      unlearn<__half, 256, 32, 16>(4, 20, 64, 16, 1, true, false, 0.f, 3, true),
+      unlearn<B, 768, 32, 16>(1, 40, 64, 16, 1, false, false, 0.f, 3, false),
+      unlearn<__half, 128, 32, 32>(2, 50, 63, 32, 2, false, false, 30.f, 1, true),
+      unlearn<__half, 128, 16, 16>(2, 1, 64, 8, 1, false, false, 0.f, 1, true),
+  };
   bool good = true;
+  for (double error : back) good = good && error < 1.5e-2;
   for (double error : errors) {
     printf("%.2e\n", error);
     good = good && error < 1.5e-2;

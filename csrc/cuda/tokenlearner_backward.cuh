@@ -1,0 +1,470 @@
+// fused_tokenlearner's backward as far as tokens go: dx, and what the gradients of the parameters are summed from, for
+// 16-bit elements. x is read once, dx written once.
+//
+// Blocks work as in the forward (tokenlearner_kernel.cuh): Wg stays in shared memory, dY of the image too, and of each
+// step of kRows tokens
+//
+//   products   h = x Wg^T and dP = x dY^T: four warps share D, two the columns
+//   hidden     sums of the four, r (h - m c) and GELU; in the layout of an accumulator, so that dH needs no exchange
+//   scores     P anew from S and what the forward kept, dS = P (dP - delta); one warp
+//   gradient   dH = (dS w2) gelu'(h), and its sums along c and along h - e
+//   inputs     dx = r (dH Wg - (dH . c + xhat (dH . (h - e))) / D) + P dY, every warp D / 8 columns, in the place of x
+#pragma once
+
+#include "cuda/tokenlearner_kernel.cuh"
+
+namespace jair::cuda {
+
+template <typename T>
+struct LearnerGradients {
+  const T* dy;          // [B,K,D]
+  const float2 *pairs;  // [B,K]: largest score and inverse sum
+  const float2* stats;  // [B,N]: mean and 1/std
+  const float* delta;   // [B,K]: y . dy
+  T *dx, *dh, *g, *ds;  // [B,N,D], [B,N,H], [B,N,H] = gelu(h), [B,N,K]
+};
+
+__device__ inline float gelu_slope(float h, bool tanh) {
+  if (tanh) {
+    const float gate = 1.f / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
+    return gate + h * gate * (1.f - gate) * 1.5957691216057308f * (1.f + 0.134145f * h * h);
+  }
+  return 0.5f * (1.f + erff(h * 0.7071067811865476f)) + h * 0.3989422804014327f * exponential(-0.5f * h * h);
+}
+
+template <typename T, int kWidth, int kRows, int kOutputs>
+struct LearnerBackwardShared {
+  static constexpr int kPitch = kWidth + 8, kHiddenPitch = kHidden + 8, kOutputPitch = kOutputs + 8;
+  static constexpr int kSumPitch = kHidden + kOutputs + 8;
+  T wg[kHidden * kPitch];
+  T x[kRows * kPitch];
+  T dy[kOutputs * kPitch];
+  T hidden[kRows * kHiddenPitch];  // gelu(h), then dH
+  T w2[kOutputs * kHiddenPitch];
+  T weights[kRows * kOutputPitch];  // P
+  T ds[kRows * kOutputPitch];
+  float sums[2][kRows * kSumPitch];
+  float2 along[8][kRows];  // of every warp's hidden units: dH . c and dH . (h - e)
+  float c[kHidden], e[kHidden], b2[kOutputs];
+  float top[kOutputs], inverse[kOutputs], delta[kOutputs];
+  float2 stats[2][kRows];  // zeros of rows that are not kept
+  uint8_t keep[2][kRows];
+};
+
+template <typename T, int kWidth, int kRows, int kOutputs>
+struct LearnerBackwardBlock {
+  using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
+  static constexpr int kRowTiles = kRows / 16, kOutputTiles = kOutputs / 16;
+  static constexpr int kColumns = kWidth / 8, kPieces = kColumns / 8;  // of one warp; pieces of 16 bytes
+  static constexpr int kProducts = 4 + kOutputTiles;                   // tiles of 8 columns of one warp
+  static_assert(kWidth % 128 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
+
+  const Learner<T>& in;
+  const LearnerGradients<T>& out;
+  Shared& shared;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  __device__ void load_weights() {
+    for (int i = thread; i < kHidden * (kWidth / 8); i += kLearnerThreads) {
+      const int h = i / (kWidth / 8), d = i % (kWidth / 8) * 8;
+      const bool inside = h < in.hidden;
+      copy16(shared.wg + h * Shared::kPitch + d, in.wg + (inside ? h : 0) * kWidth + d, inside);
+    }
+    for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
+      const int k = i / kHidden, h = i % kHidden;
+      const bool inside = k < in.outputs && h < in.hidden;
+      shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
+    }
+    for (int i = thread; i < kHidden; i += kLearnerThreads) {
+      shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
+      shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
+    }
+    for (int i = thread; i < kOutputs; i += kLearnerThreads) {
+      shared.b2[i] = in.bias(i);
+    }
+  }
+
+  __device__ void load_image(int64_t image) {
+    for (int i = thread; i < kOutputs * (kWidth / 8); i += kLearnerThreads) {
+      const int k = i / (kWidth / 8), d = i % (kWidth / 8) * 8;
+      const bool inside = k < in.outputs;
+      copy16(shared.dy + k * Shared::kPitch + d, out.dy + (image * in.outputs + (inside ? k : 0)) * kWidth + d, inside);
+    }
+    for (int k = thread; k < kOutputs; k += kLearnerThreads) {
+      const bool inside = k < in.outputs;
+      const float2 pair = inside ? out.pairs[image * in.outputs + k] : make_float2(0.f, 0.f);
+      shared.top[k] = pair.x, shared.inverse[k] = pair.y;
+      shared.delta[k] = inside ? out.delta[image * in.outputs + k] : 0.f;
+    }
+  }
+
+  // This warp's columns of the rows; rows that are not kept are zeros.
+  __device__ void load_tokens(const LearnerStep& step, int buffer) {
+    const T* image = in.x + step.image * in.x_image + warp * kColumns;
+    T* to = shared.x + warp * kColumns;
+#pragma unroll 4
+    for (int i = lane; i < kRows * kPieces; i += 32) {
+      const int row = i / kPieces, d = i % kPieces * 8;
+      const bool keep = in.kept(step.image, step.n + row, step.end);
+      copy16(to + row * Shared::kPitch + d, image + (keep ? step.n + row : 0) * in.x_token + d, keep);
+    }
+    if (warp == 0 && lane < kRows) {
+      const bool keep = in.kept(step.image, step.n + lane, step.end);
+      shared.keep[buffer][lane] = keep;
+      shared.stats[buffer][lane] = keep ? out.stats[step.image * in.tokens + step.n + lane] : make_float2(0.f, 0.f);
+    }
+  }
+
+  // This warp's part of h and dP: all rows, half of the columns of each, a quarter of D.
+  __device__ void products(Accumulator (&acc)[kRowTiles][kProducts]) {
+    const int quarter = warp % 4, half = warp / 4;
+    const T* x = shared.x + tile_row(lane) * Shared::kPitch + tile_column(lane);
+    const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* dy = shared.dy + ((kOutputTiles == 2 ? half * 16 : 0) + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+#pragma unroll 2
+    for (int d = quarter * (kWidth / 4); d < (quarter + 1) * (kWidth / 4); d += 16) {
+      Fragment a[kRowTiles], b[3];
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
+      b[2] = load_matrices(dy + d);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+        if constexpr (kOutputTiles == 1) {  // each half 8 of the 16 outputs
+          multiply_add<T>(acc[i][4], a[i], half ? b[2].r[1] : b[2].r[0], half ? b[2].r[3] : b[2].r[2]);
+        } else {
+          multiply_add<T>(acc[i][4], a[i], b[2].r[0], b[2].r[2]);
+          multiply_add<T>(acc[i][5], a[i], b[2].r[1], b[2].r[3]);
+        }
+      }
+    }
+  }
+
+  // Sums over the quarters of D, two by two; the last two are left for their readers. Columns: h, then dP.
+  __device__ void add_quarters(Accumulator (&acc)[kRowTiles][kProducts]) {
+    const int quarter = warp % 4, half = warp / 4;
+    float* sums = shared.sums[quarter % 2] + 2 * t;
+    auto at = [&](int i, int j, int low) {
+      const int column = j < 4 ? half * 32 + j * 8 : kHidden + half * (kOutputs / 2) + (j - 4) * 8;
+      return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + column);
+    };
+    for (int turn = 0; turn < 2; ++turn) {
+      if (quarter / 2 != turn) {  // first quarters 2 and 3, then 0 and 1
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+          for (int j = 0; j < kProducts; ++j) {
+#pragma unroll
+            for (int low = 0; low < 2; ++low) {
+              float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
+              if (turn == 1) {
+                const float2 other = *at(i, j, low);
+                value = make_float2(value.x + other.x, value.y + other.y);
+              }
+              *at(i, j, low) = value;
+            }
+          }
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+  __device__ float2 summed(int row, int column) const {
+    const float* low = shared.sums[0] + row * Shared::kSumPitch + column;
+    const float2 a = *reinterpret_cast<const float2*>(low);
+    const float2 b = *reinterpret_cast<const float2*>(low + kRows * Shared::kSumPitch);
+    return make_float2(a.x + b.x, a.y + b.y);
+  }
+
+  // Two neighbouring hidden units of a token into [B,N,H].
+  __device__ void store_hidden(T* to, const LearnerStep& step, int row, int h, uint32_t pair) const {
+    if (step.n + row >= step.end) return;
+    to += (step.image * in.tokens + step.n + row) * in.hidden + h;
+    if (in.hidden == kHidden) {
+      *reinterpret_cast<uint32_t*>(to) = pair;
+      return;
+    }
+    T values[2];
+    memcpy(static_cast<void*>(values), &pair, 4);
+    if (h < in.hidden) to[0] = values[0];
+    if (h + 1 < in.hidden) to[1] = values[1];
+  }
+
+  // Of 8 hidden units, those of this warp's tile: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
+  __device__ void hidden(const LearnerStep& step, int buffer, Accumulator (&normed)[kRowTiles],
+                         Accumulator (&slope)[kRowTiles]) {
+    const int h = warp * 8 + 2 * t;
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const int row = i * 16 + g + low * 8;
+        const float2 stats = shared.stats[buffer][row], sum = summed(row, h);
+        float values[2] = {sum.x, sum.y};
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float value = stats.y * (values[j] - stats.x * shared.c[h + j]);
+          normed[i][2 * low + j] = value;
+          slope[i][2 * low + j] = gelu_slope(value + shared.e[h + j], in.tanh);
+          values[j] = gelu(value + shared.e[h + j], in.tanh);
+        }
+        const uint32_t pair = pack<T>(values[0], values[1]);
+        *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + h) = pair;
+        store_hidden(out.g, step, row, h, pair);
+      }
+    }
+  }
+
+  // P and dS of all rows, by one warp. Where the step is a whole image, softmax and delta are summed from these very
+  // scores, which is exact for a single token.
+  __device__ void scores(const LearnerStep& step, int buffer) {
+    Accumulator acc[kRowTiles][2 * kOutputTiles] = {};
+    const T* rows = shared.hidden + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
+    const T* w = shared.w2 + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
+#pragma unroll
+    for (int h = 0; h < kHidden; h += 16) {
+      Fragment a[kRowTiles];
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(rows + i * 16 * Shared::kHiddenPitch + h);
+#pragma unroll
+      for (int j = 0; j < kOutputTiles; ++j) {
+        const Fragment b = load_matrices(w + j * 16 * Shared::kHiddenPitch + h);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          multiply_add<T>(acc[i][2 * j], a[i], b.r[0], b.r[2]);
+          multiply_add<T>(acc[i][2 * j + 1], a[i], b.r[1], b.r[3]);
+        }
+      }
+    }
+    const bool whole = in.tokens <= kRows;
+#pragma unroll
+    for (int j = 0; j < 2 * kOutputTiles; ++j) {
+      const int k = j * 8 + 2 * t;
+      float2 dp[2 * kRowTiles];
+      bool keep[2 * kRowTiles];
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        dp[i] = summed(i * 8 + g, kHidden + k);
+        keep[i] = shared.keep[buffer][i * 8 + g];
+      }
+      float p[2 * kRowTiles][2], ds[2 * kRowTiles][2];
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        float top = shared.top[k + column], inverse = shared.inverse[k + column], inner = shared.delta[k + column];
+        float s[2 * kRowTiles];
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) s[i] = acc[i / 2][j][i % 2 * 2 + column] + shared.b2[k + column];
+        if (whole) {
+          float total = 0.f;
+          top = -INFINITY;
+#pragma unroll
+          for (int i = 0; i < 2 * kRowTiles; ++i) {
+            if (keep[i]) top = fmaxf(top, s[i]);
+          }
+#pragma unroll
+          for (int hop = 4; hop < 32; hop *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, hop));
+          top = top == -INFINITY ? 0.f : top;
+#pragma unroll
+          for (int i = 0; i < 2 * kRowTiles; ++i) total += keep[i] ? exponential(s[i] - top) : 0.f;
+#pragma unroll
+          for (int hop = 4; hop < 32; hop *= 2) total += __shfl_xor_sync(0xffffffffu, total, hop);
+          inverse = total == 0.f ? 0.f : 1.f / total;
+        }
+        float along = 0.f;
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) {
+          p[i][column] = keep[i] ? exponential(s[i] - top) * inverse : 0.f;
+          along += p[i][column] * (column ? dp[i].y : dp[i].x);
+        }
+        if (whole) {
+#pragma unroll
+          for (int hop = 4; hop < 32; hop *= 2) along += __shfl_xor_sync(0xffffffffu, along, hop);
+          inner = along;
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) ds[i][column] = p[i][column] * ((column ? dp[i].y : dp[i].x) - inner);
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        const int row = i * 8 + g;
+        const uint32_t pair = pack<T>(ds[i][0], ds[i][1]);
+        *reinterpret_cast<uint32_t*>(shared.weights + row * Shared::kOutputPitch + k) = pack<T>(p[i][0], p[i][1]);
+        *reinterpret_cast<uint32_t*>(shared.ds + row * Shared::kOutputPitch + k) = pair;
+        if (step.n + row < step.end) {
+          T* to = out.ds + (step.image * in.tokens + step.n + row) * in.outputs + k;
+          if (k < in.outputs) to[0] = shared.ds[row * Shared::kOutputPitch + k];
+          if (k + 1 < in.outputs) to[1] = shared.ds[row * Shared::kOutputPitch + k + 1];
+        }
+      }
+    }
+  }
+
+  // dH of this warp's hidden units, rounded as the products take it, and its sums along c and h - e.
+  __device__ void gradient(const LearnerStep& step, const Accumulator (&normed)[kRowTiles],
+                           const Accumulator (&slope)[kRowTiles]) {
+    const int h = warp * 8 + 2 * t;
+    Accumulator acc[kRowTiles] = {};
+#pragma unroll
+    for (int j = 0; j < kOutputTiles; ++j) {
+      const T* w = shared.w2 + (j * 16 + tile_row(lane)) * Shared::kHiddenPitch + warp / 2 * 16 + tile_column(lane);
+      const Fragment b = load_transposed(w);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+        const int row = i * 16 + tile_row(lane);
+        const Fragment a = load_matrices(shared.ds + row * Shared::kOutputPitch + j * 16 + tile_column(lane));
+        multiply_add<T>(acc[i], a, warp % 2 ? b.r[2] : b.r[0], warp % 2 ? b.r[3] : b.r[1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const int row = i * 16 + g + low * 8;
+        const uint32_t pair = pack<T>(acc[i][2 * low] * slope[i][2 * low], acc[i][2 * low + 1] * slope[i][2 * low + 1]);
+        *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + h) = pair;
+        store_hidden(out.dh, step, row, h, pair);
+        const float2 dh = unpack<T>(pair);
+        float2 along = make_float2(dh.x * shared.c[h] + dh.y * shared.c[h + 1],
+                                   dh.x * normed[i][2 * low] + dh.y * normed[i][2 * low + 1]);
+#pragma unroll
+        for (int hop = 1; hop < 4; hop *= 2) {
+          along.x += __shfl_xor_sync(0xffffffffu, along.x, hop);
+          along.y += __shfl_xor_sync(0xffffffffu, along.y, hop);
+        }
+        if (t == 0) shared.along[warp][row] = along;
+      }
+    }
+  }
+
+  // dx in this warp's columns, over x in shared memory and then to memory in whole rows of them.
+  __device__ void inputs(const LearnerStep& step, int buffer) {
+    float2 stats[2 * kRowTiles], along[2 * kRowTiles];
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int row = i * 8 + g;
+      stats[i] = shared.stats[buffer][row];
+      along[i] = make_float2(0.f, 0.f);
+#pragma unroll
+      for (int w = 0; w < 8; ++w) {
+        const float2 part = shared.along[w][row];
+        along[i].x += part.x, along[i].y += part.y;
+      }
+      along[i].x *= 1.f / kWidth, along[i].y *= 1.f / kWidth;
+    }
+    Fragment dh[kRowTiles][kHidden / 16], p[kRowTiles][kOutputTiles];
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      const int row = i * 16 + tile_row(lane);
+#pragma unroll
+      for (int h = 0; h < kHidden / 16; ++h) {
+        dh[i][h] = load_matrices(shared.hidden + row * Shared::kHiddenPitch + h * 16 + tile_column(lane));
+      }
+#pragma unroll
+      for (int m = 0; m < kOutputTiles; ++m) {
+        p[i][m] = load_matrices(shared.weights + row * Shared::kOutputPitch + m * 16 + tile_column(lane));
+      }
+    }
+    const int first = warp * kColumns;
+#pragma unroll 2
+    for (int d = first; d < first + kColumns; d += 16) {
+      Accumulator acc[kRowTiles][2] = {};
+      const int at = tile_row(lane) * Shared::kPitch + d + tile_column(lane);
+#pragma unroll
+      for (int h = 0; h < kHidden / 16; ++h) {
+        const Fragment b = load_transposed(shared.wg + h * 16 * Shared::kPitch + at);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          multiply_add<T>(acc[i][0], dh[i][h], b.r[0], b.r[1]);
+          multiply_add<T>(acc[i][1], dh[i][h], b.r[2], b.r[3]);
+        }
+      }
+      T* x = shared.x + g * Shared::kPitch + d + 2 * t;
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          uint32_t bits;
+          memcpy(&bits, x + i * 8 * Shared::kPitch + j * 8, 4);
+          const float2 pair = unpack<T>(bits);
+          float* part = acc[i / 2][j] + i % 2 * 2;
+          const float r = stats[i].y, m = stats[i].x;
+          part[0] = r * (part[0] - (along[i].x + (pair.x - m) * r * along[i].y));
+          part[1] = r * (part[1] - (along[i].x + (pair.y - m) * r * along[i].y));
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kOutputTiles; ++m) {
+        const Fragment b = load_transposed(shared.dy + m * 16 * Shared::kPitch + at);
+#pragma unroll
+        for (int i = 0; i < kRowTiles; ++i) {
+          multiply_add<T>(acc[i][0], p[i][m], b.r[0], b.r[1]);
+          multiply_add<T>(acc[i][1], p[i][m], b.r[2], b.r[3]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float* part = acc[i / 2][j] + i % 2 * 2;
+          const uint32_t bits = pack<T>(part[0], part[1]);
+          memcpy(static_cast<void*>(x + i * 8 * Shared::kPitch + j * 8), &bits, 4);
+        }
+      }
+    }
+    __syncwarp();
+    T* to = out.dx + (step.image * in.tokens + step.n) * kWidth + first;
+#pragma unroll 4
+    for (int i = lane; i < kRows * kPieces; i += 32) {
+      const int row = i / kPieces, d = i % kPieces * 8;
+      if (step.n + row < step.end) {
+        *reinterpret_cast<uint4*>(to + row * kWidth + d) =
+            *reinterpret_cast<const uint4*>(shared.x + row * Shared::kPitch + first + d);
+      }
+    }
+    __syncwarp();  // the warp's columns are free for the next tokens
+  }
+};
+
+template <typename T, int kWidth, int kRows, int kOutputs>
+__global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Learner<T> in, LearnerGradients<T> out) {
+  using Block = LearnerBackwardBlock<T, kWidth, kRows, kOutputs>;
+  JAIR_SHARED(memory);
+  Block block{in, out, *reinterpret_cast<typename Block::Shared*>(memory)};
+  const int64_t items = in.batch * in.shares;
+  LearnerStep step = LearnerStep::first(in, blockIdx.x);
+  int64_t image = -1;
+  block.load_weights();
+  if (step.item < items) block.load_tokens(step, 0);
+  for (int buffer = 0; step.item < items; buffer ^= 1) {
+    if (step.image != image) {
+      __syncthreads();  // nobody reads dY of the image before
+      image = step.image;
+      block.load_image(image);
+    }
+    commit_copies();
+    wait_copies<0>();
+    __syncthreads();  // the step's tokens have arrived
+    {
+      Accumulator acc[Block::kRowTiles][Block::kProducts] = {};
+      block.products(acc);
+      block.add_quarters(acc);
+    }
+    Accumulator normed[Block::kRowTiles], slope[Block::kRowTiles];
+    block.hidden(step, buffer, normed, slope);
+    __syncthreads();
+    if (block.warp == 0) block.scores(step, buffer);
+    __syncthreads();
+    block.gradient(step, normed, slope);
+    __syncthreads();
+    block.inputs(step, buffer);
+    step = step.next(in, kRows);
+    if (step.item < items) block.load_tokens(step, buffer ^ 1);
+  }
+}
+
+}  // namespace jair::cuda

@@ -6,7 +6,7 @@
 //
 //   products   h = x Wg^T and dP = x dY^T: four warps share D, two the columns
 //   hidden     sums of the four, r (h - m c) and GELU; in the layout of an accumulator, so that dH needs no exchange
-//   scores     P anew from S and what the forward kept, dS = P (dP - delta); one warp
+//   scores     P anew from S and what the forward kept, dS = P (dP - delta); 8 outputs a warp
 //   gradient   dH = (dS w2) gelu'(h), and its sums along c and along h - e
 //   inputs     dx = r (dH Wg - (dH . c + xhat (dH . (h - e))) / D) + P dY, every warp D / 8 columns, in the place of x
 #pragma once
@@ -220,87 +220,64 @@ struct LearnerBackwardBlock {
     }
   }
 
-  // P and dS of all rows, by one warp. Where the step is a whole image, softmax and delta are summed from these very
-  // scores, which is exact for a single token.
+  // P and dS of all rows for the 8 outputs of this warp's tile. Where the step is a whole image, softmax and delta are
+  // summed from these very scores, which is exact for a single token.
   __device__ void scores(const LearnerStep& step, int buffer) {
-    Accumulator acc[kRowTiles][2 * kOutputTiles] = {};
-    const T* rows = shared.hidden + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
-    const T* w = shared.w2 + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
-#pragma unroll
-    for (int h = 0; h < kHidden; h += 16) {
-      Fragment a[kRowTiles];
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(rows + i * 16 * Shared::kHiddenPitch + h);
-#pragma unroll
-      for (int j = 0; j < kOutputTiles; ++j) {
-        const Fragment b = load_matrices(w + j * 16 * Shared::kHiddenPitch + h);
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          multiply_add<T>(acc[i][2 * j], a[i], b.r[0], b.r[2]);
-          multiply_add<T>(acc[i][2 * j + 1], a[i], b.r[1], b.r[3]);
-        }
-      }
-    }
+    Accumulator acc[kRowTiles];
+    score_tile<kRowTiles>(shared.hidden, shared.w2, warp, lane, acc);
     const bool whole = in.tokens <= kRows;
+    const int first = warp * 8 + 2 * t;
+    bool keep[2 * kRowTiles];
+    float2 products[2 * kRowTiles];
 #pragma unroll
-    for (int j = 0; j < 2 * kOutputTiles; ++j) {
-      const int k = j * 8 + 2 * t;
-      float2 dp[2 * kRowTiles];
-      bool keep[2 * kRowTiles];
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      keep[i] = shared.keep[buffer][i * 8 + g];
+      products[i] = summed(i * 8 + g, kHidden + first);
+    }
+    float p[2 * kRowTiles][2], ds[2 * kRowTiles][2];
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      const int k = first + column;
+      float s[2 * kRowTiles], dp[2 * kRowTiles];
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) {
-        dp[i] = summed(i * 8 + g, kHidden + k);
-        keep[i] = shared.keep[buffer][i * 8 + g];
+        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.b2[k];
+        dp[i] = column ? products[i].y : products[i].x;
       }
-      float p[2 * kRowTiles][2], ds[2 * kRowTiles][2];
-#pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        float top = shared.top[k + column], inverse = shared.inverse[k + column], inner = shared.delta[k + column];
-        float s[2 * kRowTiles];
-#pragma unroll
-        for (int i = 0; i < 2 * kRowTiles; ++i) s[i] = acc[i / 2][j][i % 2 * 2 + column] + shared.b2[k + column];
-        if (whole) {
-          float total = 0.f;
-          top = -INFINITY;
-#pragma unroll
-          for (int i = 0; i < 2 * kRowTiles; ++i) {
-            if (keep[i]) top = fmaxf(top, s[i]);
-          }
-#pragma unroll
-          for (int hop = 4; hop < 32; hop *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, hop));
-          top = top == -INFINITY ? 0.f : top;
-#pragma unroll
-          for (int i = 0; i < 2 * kRowTiles; ++i) total += keep[i] ? exponential(s[i] - top) : 0.f;
-#pragma unroll
-          for (int hop = 4; hop < 32; hop *= 2) total += __shfl_xor_sync(0xffffffffu, total, hop);
-          inverse = total == 0.f ? 0.f : 1.f / total;
-        }
-        float along = 0.f;
+      float top = shared.top[k], inverse = shared.inverse[k], inner = shared.delta[k];
+      if (whole) {
+        float total = 0.f;
+        top = -INFINITY;
 #pragma unroll
         for (int i = 0; i < 2 * kRowTiles; ++i) {
-          p[i][column] = keep[i] ? exponential(s[i] - top) * inverse : 0.f;
-          along += p[i][column] * (column ? dp[i].y : dp[i].x);
+          if (keep[i]) top = fmaxf(top, s[i]);
         }
-        if (whole) {
+        top = column_max(top);
+        top = top == -INFINITY ? 0.f : top;
 #pragma unroll
-          for (int hop = 4; hop < 32; hop *= 2) along += __shfl_xor_sync(0xffffffffu, along, hop);
-          inner = along;
-        }
-#pragma unroll
-        for (int i = 0; i < 2 * kRowTiles; ++i) ds[i][column] = p[i][column] * ((column ? dp[i].y : dp[i].x) - inner);
+        for (int i = 0; i < 2 * kRowTiles; ++i) total += keep[i] ? exponential(s[i] - top) : 0.f;
+        total = column_sum(total);
+        inverse = total == 0.f ? 0.f : 1.f / total;
       }
+      float along = 0.f;
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) {
-        const int row = i * 8 + g;
-        const uint32_t pair = pack<T>(ds[i][0], ds[i][1]);
-        *reinterpret_cast<uint32_t*>(shared.weights + row * Shared::kOutputPitch + k) = pack<T>(p[i][0], p[i][1]);
-        *reinterpret_cast<uint32_t*>(shared.ds + row * Shared::kOutputPitch + k) = pair;
-        if (step.n + row < step.end) {
-          T* to = out.ds + (step.image * in.tokens + step.n + row) * in.outputs + k;
-          if (k < in.outputs) to[0] = shared.ds[row * Shared::kOutputPitch + k];
-          if (k + 1 < in.outputs) to[1] = shared.ds[row * Shared::kOutputPitch + k + 1];
-        }
+        p[i][column] = keep[i] ? exponential(s[i] - top) * inverse : 0.f;
+        along += p[i][column] * dp[i];
       }
+      if (whole) inner = column_sum(along);
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) ds[i][column] = p[i][column] * (dp[i] - inner);
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * kRowTiles; ++i) {
+      const int row = i * 8 + g, at = row * Shared::kOutputPitch + first;
+      *reinterpret_cast<uint32_t*>(shared.weights + at) = pack<T>(p[i][0], p[i][1]);
+      *reinterpret_cast<uint32_t*>(shared.ds + at) = pack<T>(ds[i][0], ds[i][1]);
+      if (step.n + row >= step.end) continue;
+      T* to = out.ds + (step.image * in.tokens + step.n + row) * in.outputs + first;
+      if (first < in.outputs) to[0] = shared.ds[at];
+      if (first + 1 < in.outputs) to[1] = shared.ds[at + 1];
     }
   }
 
@@ -457,7 +434,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Lear
     Accumulator normed[Block::kRowTiles], slope[Block::kRowTiles];
     block.hidden(step, buffer, normed, slope);
     __syncthreads();
-    if (block.warp == 0) block.scores(step, buffer);
+    if (block.warp < 2 * Block::kOutputTiles) block.scores(step, buffer);
     __syncthreads();
     block.gradient(step, normed, slope);
     __syncthreads();

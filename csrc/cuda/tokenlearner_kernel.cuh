@@ -5,7 +5,7 @@
 //
 //   products   h = x Wg^T and the moments of the rows: four warps share D, two the hidden units
 //   hidden     sums of the four, LayerNorm as r (h - m c) + e, GELU
-//   softmax    scores and weights, one warp; what was pooled before is rescaled as in an online softmax
+//   softmax    scores and weights, 8 outputs a warp; what was pooled before is rescaled as in an online softmax
 //   pool       y += P^T x: every warp has D / 8 columns of all outputs in registers
 //
 // so that x crosses the memory bus and the L2 cache once.
@@ -48,6 +48,38 @@ struct Learner {
 __device__ inline float gelu(float h, bool tanh) {
   if (tanh) return h / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
   return 0.5f * h * (1.f + erff(h * 0.7071067811865476f));
+}
+
+// Over the rows of a result's column, in all lanes that have a part of it.
+__device__ inline float column_max(float value) {
+#pragma unroll
+  for (int hop = 4; hop < 32; hop *= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, hop));
+  return value;
+}
+
+__device__ inline float column_sum(float value) {
+#pragma unroll
+  for (int hop = 4; hop < 32; hop *= 2) value += __shfl_xor_sync(0xffffffffu, value, hop);
+  return value;
+}
+
+// gelu(h) w2^T for the `tile`-th 8 outputs.
+template <int kRowTiles, typename T>
+__device__ void score_tile(const T* hidden, const T* w2, int tile, int lane, Accumulator (&acc)[kRowTiles]) {
+  constexpr int kPitch = kHidden + 8;
+  hidden += tile_row(lane) * kPitch + tile_column(lane);
+  w2 += (tile / 2 * 16 + tile_row(lane)) * kPitch + tile_column(lane);
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
+#pragma unroll
+  for (int h = 0; h < kHidden; h += 16) {
+    const Fragment b = load_matrices(w2 + h);
+#pragma unroll
+    for (int i = 0; i < kRowTiles; ++i) {
+      multiply_add<T>(acc[i], load_matrices(hidden + i * 16 * kPitch + h), tile % 2 ? b.r[1] : b.r[0],
+                      tile % 2 ? b.r[3] : b.r[2]);
+    }
+  }
 }
 
 // Shared memory of one block. Rows are 16 bytes longer than their contents, so that the 8 rows of an 8x8 matrix lie
@@ -235,69 +267,40 @@ struct LearnerBlock {
     if (first == 0 && n < step.end) stats[step.image * in.tokens + n] = make_float2(mean, rstd);
   }
 
-  // Scores of all rows, their weights below the largest score so far, and what earlier sums are to be scaled by.
-  // Run by one warp, whose lanes keep the largest score and the sum of two outputs of every 8.
-  __device__ void softmax(const LearnerStep& step, int buffer, float (&top)[2 * kOutputTiles][2],
-                          float (&total)[2 * kOutputTiles][2], float2* pairs) {
-    Accumulator acc[kRowTiles][2 * kOutputTiles] = {};
-    const T* rows = shared.hidden + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
-    const T* w = shared.w2 + tile_row(lane) * Shared::kHiddenPitch + tile_column(lane);
+  // Scores of 8 outputs, their weights below the largest score so far, and what earlier sums are to be scaled by. A
+  // warp has one tile of outputs; its lanes keep the largest score and the sum of two of them.
+  __device__ void softmax(const LearnerStep& step, int buffer, float (&top)[2], float (&total)[2], float2* pairs) {
+    Accumulator acc[kRowTiles];
+    score_tile<kRowTiles>(shared.hidden, shared.w2, warp, lane, acc);
+    bool keep[2 * kRowTiles];
 #pragma unroll
-    for (int h = 0; h < kHidden; h += 16) {
-      Fragment a[kRowTiles];
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(rows + i * 16 * Shared::kHiddenPitch + h);
-#pragma unroll
-      for (int j = 0; j < kOutputTiles; ++j) {
-        const Fragment b = load_matrices(w + j * 16 * Shared::kHiddenPitch + h);
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-          multiply_add<T>(acc[i][2 * j], a[i], b.r[0], b.r[2]);
-          multiply_add<T>(acc[i][2 * j + 1], a[i], b.r[1], b.r[3]);
-        }
-      }
-    }
-    bool keep[kRowTiles][2];
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-      for (int low = 0; low < 2; ++low) keep[i][low] = shared.keep[buffer][i * 16 + g + low * 8];
-    }
+    for (int i = 0; i < 2 * kRowTiles; ++i) keep[i] = shared.keep[buffer][i * 8 + g];
     const bool last = step.last(kRows);
 #pragma unroll
-    for (int j = 0; j < 2 * kOutputTiles; ++j) {
+    for (int column = 0; column < 2; ++column) {
+      const int k = warp * 8 + 2 * t + column;
+      float s[2 * kRowTiles], largest = -INFINITY;
 #pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        const int k = j * 8 + 2 * t + column;
-        float largest = -INFINITY;
-#pragma unroll
-        for (int i = 0; i < 2 * kRowTiles; ++i) {
-          float& s = acc[i / 2][j][i % 2 * 2 + column];
-          s += shared.b2[k];
-          if (keep[i / 2][i % 2]) largest = fmaxf(largest, s);
-        }
-#pragma unroll
-        for (int hop = 4; hop < 32; hop *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, hop));
-        const float old = top[j][column];
-        largest = fmaxf(old, largest);
-        const float base = largest == -INFINITY ? 0.f : largest;
-        float sum = 0.f;
-#pragma unroll
-        for (int i = 0; i < 2 * kRowTiles; ++i) {
-          const float p = keep[i / 2][i % 2] ? exponential(acc[i / 2][j][i % 2 * 2 + column] - base) : 0.f;
-          sum += p;
-          shared.weights[k * Shared::kWeightPitch + i * 8 + g] = from_float<T>(p);
-        }
-#pragma unroll
-        for (int hop = 4; hop < 32; hop *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, hop);
-        const float decay = exponential(old - base);
-        const float all = total[j][column] * decay + sum, inverse = all == 0.f ? 0.f : 1.f / all;
-        if (g == 0) {
-          shared.decay[k] = decay, shared.inverse[k] = inverse;
-          if (last && k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
-        }
-        top[j][column] = last ? -INFINITY : largest, total[j][column] = last ? 0.f : all;
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.b2[k];
+        if (keep[i]) largest = fmaxf(largest, s[i]);
       }
+      largest = fmaxf(top[column], column_max(largest));
+      const float base = largest == -INFINITY ? 0.f : largest;
+      float sum = 0.f;
+#pragma unroll
+      for (int i = 0; i < 2 * kRowTiles; ++i) {
+        const float p = keep[i] ? exponential(s[i] - base) : 0.f;
+        sum += p;
+        shared.weights[k * Shared::kWeightPitch + i * 8 + g] = from_float<T>(p);
+      }
+      const float decay = exponential(top[column] - base);
+      const float all = total[column] * decay + column_sum(sum), inverse = all == 0.f ? 0.f : 1.f / all;
+      if (g == 0) {
+        shared.decay[k] = decay, shared.inverse[k] = inverse;
+        if (last && k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+      }
+      top[column] = last ? -INFINITY : largest, total[column] = last ? 0.f : all;
     }
   }
 
@@ -361,8 +364,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in
   Block block{in, *reinterpret_cast<typename Block::Shared*>(memory)};
   const int64_t items = in.batch * in.shares;
   Accumulator pooled[Block::kOutputTiles][Block::kColumnTiles] = {};
-  float top[2 * Block::kOutputTiles][2], total[2 * Block::kOutputTiles][2] = {};
-  for (auto& pair : top) pair[0] = pair[1] = -INFINITY;
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
   LearnerStep step = LearnerStep::first(in, blockIdx.x);
   block.load_weights();
   if (step.item < items) block.load_tokens(step, 0);
@@ -378,7 +380,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in
     block.add_quarters(acc);
     block.hidden(step, buffer, stats);
     __syncthreads();
-    if (block.warp == 0) block.softmax(step, buffer, top, total, pairs);
+    if (block.warp < 2 * Block::kOutputTiles) block.softmax(step, buffer, top, total, pairs);
     __syncthreads();
     block.pool(buffer, pooled);
     if (step.last(kRows)) block.store(step, pooled, y, parts);

@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       "tokenlearner_inputs(Tensor dy, Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2, Tensor? b2, Tensor? mask,"
       " Tensor softmax, Tensor stats, Tensor delta, bool tanh, int shares, int share_tokens)"
       " -> (Tensor dx, Tensor dh, Tensor g, Tensor ds)");
+  m.def(
+      "tokenlearner_sums(Tensor x, Tensor? mask, Tensor stats, Tensor dh, Tensor g, Tensor ds, int hidden,"
+      " int outputs, int share_tokens) -> Tensor parts");
 
   m.def(
       "tokenfuser_forward(Tensor x, Tensor tokens, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"

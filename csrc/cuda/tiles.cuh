@@ -90,9 +90,14 @@ __device__ inline float exponential(float x) { return __expf(x); }
 // Two neighbouring elements in one register.
 template <typename T>
 __device__ inline uint32_t pack(float low, float high) {
-  const T pair[2] = {from_float<T>(low), from_float<T>(high)};
   uint32_t bits;
-  memcpy(&bits, pair, 4);
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    memcpy(&bits, &pair, 4);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    memcpy(&bits, &pair, 4);
+  }
   return bits;
 }
 
@@ -105,7 +110,8 @@ __device__ inline float2 unpack(uint32_t bits) {
 
 // Where lane `lane` points ldmatrix for a 16x16 tile of a row-major matrix: with load_matrices the tile as A, or, for
 // a matrix that holds B transposed (its rows are B's columns), two B matrices in r[0], r[2] and r[1], r[3].
-// With load_transposed the tile's rows as the summed axis of two B matrices: r[0], r[1] and r[2], r[3].
+// With load_transposed the tile's rows as the summed axis of two B matrices: r[0], r[1] and r[2], r[3]; and, rows and
+// columns exchanged, those of a matrix whose transpose is A.
 __device__ inline int tile_row(int lane) { return lane % 16; }
 __device__ inline int tile_column(int lane) { return lane / 16 * 8; }
 

@@ -1,6 +1,7 @@
 // fused_tokenlearner on CUDA: its passes over x. What is as small as the weights is done around them, in
 // jair_kernels/tokenlearner/cuda.py.
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_weights.cuh"
 
 #include "cuda/common.cuh"
 
@@ -79,12 +80,12 @@ using Constant = std::integral_constant<int, Value>;
 
 // f(element, width, outputs), the latter two as compile-time constants.
 template <typename F>
-void dispatch(const LearnerCall& call, F&& f) {
+void dispatch(const Tensor& x, int64_t output_count, F&& f) {
   const auto outputs = [&](auto element, auto width) {
-    call.outputs() <= 16 ? f(element, width, Constant<16>{}) : f(element, width, Constant<32>{});
+    output_count <= 16 ? f(element, width, Constant<16>{}) : f(element, width, Constant<32>{});
   };
   const auto widths = [&](auto element) {
-    switch (call.width()) {
+    switch (x.size(2)) {
       case 384: return outputs(element, Constant<384>{});
       case 512: return outputs(element, Constant<512>{});
       case 768: return outputs(element, Constant<768>{});
@@ -92,8 +93,8 @@ void dispatch(const LearnerCall& call, F&& f) {
       default: STD_TORCH_CHECK(false, "tokenlearner: unexpected width");
     }
   };
-  if (call.x.scalar_type() == ScalarType::BFloat16) return widths(__nv_bfloat16{});
-  check_dtype(call.x, ScalarType::Half, "x");
+  if (x.scalar_type() == ScalarType::BFloat16) return widths(__nv_bfloat16{});
+  check_dtype(x, ScalarType::Half, "x");
   widths(__half{});
 }
 
@@ -108,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
                  : empty(x, {call.batch(), call.outputs(), call.width()}, x.scalar_type());
   Tensor softmax = empty(x, {call.batch(), shares, call.outputs(), 2}, ScalarType::Float);
   Tensor stats = empty(x, {call.batch(), call.tokens(), 2}, ScalarType::Float);
-  dispatch(call, [&](auto element, auto width, auto outputs) {
+  dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
     constexpr int kRows = width.value <= 768 ? 32 : 16;
     using Shared = LearnerShared<T, width.value, kRows, outputs.value>;
@@ -134,8 +135,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg
   for (const Tensor* tensor : {&softmax, &stats, &delta}) call.check_operand(*tensor, ScalarType::Float, "statistics");
   const Launcher launch(x);
   const auto rows = [&](int64_t columns) { return empty(x, {call.batch(), call.tokens(), columns}, x.scalar_type()); };
-  Tensor dx = rows(call.width()), dh = rows(call.hidden()), g = rows(call.hidden()), ds = rows(call.outputs());
-  dispatch(call, [&](auto element, auto width, auto outputs) {
+  Tensor dx = rows(call.width()), dh = rows(kHidden), g = rows(kHidden), ds = rows(call.outputs() <= 16 ? 16 : 32);
+  dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
     if constexpr (width.value == 1024 && outputs.value == 32) {
       STD_TORCH_CHECK(false, "tokenlearner: unexpected sizes");
@@ -158,10 +159,53 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg
   return {dx, dh, g, ds};
 }
 
+// Of shares of all tokens, in rows: dH^T xhat [H,D], dS^T gelu(h) [K,H], sum dH [H], sum dS [K].
+Tensor sums(Tensor x, OptionalTensor mask, Tensor stats, Tensor dh, Tensor g, Tensor ds, int64_t hidden,
+            int64_t outputs, int64_t share_tokens) {
+  const int64_t batch = x.size(0), tokens = x.size(1), width = x.size(2), all = batch * tokens;
+  check_not_empty({batch, tokens, outputs, hidden}, "tokenlearner");
+  STD_TORCH_CHECK(outputs <= 32 && hidden <= kHidden, "tokenlearner: unexpected sizes");
+  STD_TORCH_CHECK(share_tokens > 0 && share_tokens % kWeightRows == 0 && all < INT32_MAX - share_tokens,
+                  "tokenlearner: unexpected shares");
+  check_shape(mask, {batch, tokens}, "mask");
+  if (mask) check_dtype(*mask, ScalarType::Bool, "mask");
+  check_shape(stats, {batch, tokens, 2}, "stats");
+  check_shape(ds, {batch, tokens, outputs <= 16 ? 16 : 32}, "ds");
+  for (const Tensor* tensor : {&dh, &g}) check_shape(*tensor, {batch, tokens, kHidden}, "dh");
+  const auto check_operand = [&](const Tensor& tensor, ScalarType dtype) {
+    check_dtype(tensor, dtype, "tokens");
+    STD_TORCH_CHECK(tensor.get_device() == x.get_device() && tensor.is_contiguous(), "tokens: unexpected layout");
+  };
+  for (const Tensor* tensor : {&dh, &g, &ds}) check_operand(*tensor, x.scalar_type());
+  check_operand(stats, ScalarType::Float);
+  const Launcher launch(x);
+  const int64_t shares = (all + share_tokens - 1) / share_tokens;
+  Tensor parts = empty(x, {shares, hidden * width + outputs * hidden + hidden + outputs}, ScalarType::Float);
+  dispatch(x, outputs, [&](auto element, auto width_constant, auto padded) {
+    using T = decltype(element);
+    constexpr int kWidth = width_constant.value, kChunk = kWidth == 384 ? kWidth : kWidth / 2;
+    LearnerSums<T> in{data<T>(x), x.stride(0), x.stride(1)};
+    STD_TORCH_CHECK(x.stride(2) == 1 && rows_are_aligned(in.x, kWidth, {in.x_image, in.x_token}),
+                    "x: unexpected alignment");
+    if (mask) {
+      in.mask = static_cast<const uint8_t*>(mask->data_ptr());
+      in.mask_image = mask->stride(0), in.mask_token = mask->stride(1);
+    }
+    in.stats = data<float2>(stats), in.dh = data<T>(dh), in.g = data<T>(g), in.ds = data<T>(ds);
+    in.tokens = tokens, in.all = all, in.hidden = hidden, in.outputs = outputs, in.share_tokens = share_tokens;
+    in.parts = static_cast<float*>(parts.data_ptr());
+    launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
+                       &learn_weights<T, kWidth, kChunk, padded.value>, grid(shares * (kWidth / kChunk)),
+                       kLearnerThreads, in);
+  });
+  return parts;
+}
+
 }  // namespace
 }  // namespace jair::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(jair_kernels, CUDA, m) {
   m.impl("tokenlearner_pool", TORCH_BOX(&jair::cuda::pool));
   m.impl("tokenlearner_inputs", TORCH_BOX(&jair::cuda::inputs));
+  m.impl("tokenlearner_sums", TORCH_BOX(&jair::cuda::sums));
 }

@@ -21,7 +21,7 @@ struct LearnerGradients {
   const float2 *pairs;  // [B,K]: largest score and inverse sum
   const float2* stats;  // [B,N]: mean and 1/std
   const float* delta;   // [B,K]: y . dy
-  T *dx, *dh, *g, *ds;  // [B,N,D], [B,N,H], [B,N,H] = gelu(h), [B,N,K]
+  T *dx, *dh, *g, *ds;  // [B,N,D], [B,N,64], [B,N,64] = gelu(h), [B,N,kOutputs]: the latter with zeros beyond H and K
 };
 
 __device__ inline float gelu_slope(float h, bool tanh) {
@@ -181,18 +181,10 @@ struct LearnerBackwardBlock {
     return make_float2(a.x + b.x, a.y + b.y);
   }
 
-  // Two neighbouring hidden units of a token into [B,N,H].
+  // Two neighbouring hidden units of a token.
   __device__ void store_hidden(T* to, const LearnerStep& step, int row, int h, uint32_t pair) const {
     if (step.n + row >= step.end) return;
-    to += (step.image * in.tokens + step.n + row) * in.hidden + h;
-    if (in.hidden == kHidden) {
-      *reinterpret_cast<uint32_t*>(to) = pair;
-      return;
-    }
-    T values[2];
-    memcpy(static_cast<void*>(values), &pair, 4);
-    if (h < in.hidden) to[0] = values[0];
-    if (h + 1 < in.hidden) to[1] = values[1];
+    *reinterpret_cast<uint32_t*>(to + (step.image * in.tokens + step.n + row) * kHidden + h) = pair;
   }
 
   // Of 8 hidden units, those of this warp's tile: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
@@ -273,11 +265,10 @@ struct LearnerBackwardBlock {
     for (int i = 0; i < 2 * kRowTiles; ++i) {
       const int row = i * 8 + g, at = row * Shared::kOutputPitch + first;
       *reinterpret_cast<uint32_t*>(shared.weights + at) = pack<T>(p[i][0], p[i][1]);
-      *reinterpret_cast<uint32_t*>(shared.ds + at) = pack<T>(ds[i][0], ds[i][1]);
+      const uint32_t pair = pack<T>(ds[i][0], ds[i][1]);
+      *reinterpret_cast<uint32_t*>(shared.ds + at) = pair;
       if (step.n + row >= step.end) continue;
-      T* to = out.ds + (step.image * in.tokens + step.n + row) * in.outputs + first;
-      if (first < in.outputs) to[0] = shared.ds[at];
-      if (first + 1 < in.outputs) to[1] = shared.ds[at + 1];
+      *reinterpret_cast<uint32_t*>(out.ds + (step.image * in.tokens + step.n + row) * kOutputs + first) = pair;
     }
   }
 

@@ -2,6 +2,7 @@
 #include "cuda_fibers.h"
 
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_weights.cuh"
 
 #include <cstdio>
 #include <random>
@@ -216,25 +217,67 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   in.batch = batch, in.tokens = tokens, in.hidden = hidden, in.outputs = outputs;
   in.shares = shares, in.share_tokens = (tokens + shares * kRows - 1) / (shares * kRows) * kRows;
   in.eps = 1e-6f, in.tanh = tanh;
-  Host<T> dx_out(rows * D, random, NAN), dh_out(rows * hidden, random, NAN), g_out(rows * hidden, random, NAN);
-  Host<T> ds_out(rows * outputs, random, NAN);
+  Host<T> dx_out(rows * D, random, NAN), dh_out(rows * kHidden, random, NAN), g_out(rows * kHidden, random, NAN);
+  Host<T> ds_out(rows * kOutputs, random, NAN);
   LearnerGradients<T> out{dy.data.data(), pairs.data(),       stats.data(),       delta.data(),
                           dx_out.data.data(), dh_out.data.data(), g_out.data.data(), ds_out.data.data()};
   using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
   if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), kLearnerThreads,
                      sizeof(Shared), backwards))
     return INFINITY;
-  auto off = [](const std::vector<double>& want, const Host<T>& got) {
+  auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
     double error = 0, size = 0;
-    for (size_t i = 0; i < want.size(); ++i) {
-      error += (got.at(i) - want[i]) * (got.at(i) - want[i]), size += want[i] * want[i];
+    for (size_t row = 0; row < want.size() / columns; ++row) {
+      for (int i = 0; i < columns; ++i) {
+        const double w = want[row * columns + i];
+        error += std::pow(got.at(row * pitch + i) - w, 2), size += w * w;
+      }
     }
     return std::sqrt(error / (size + 1e-9));
   };
-  const double errors[] = {off(dx, dx_out), off(dh, dh_out), off(g, g_out), off(ds, ds_out)};
+  // Sums over tokens, of what was rounded on the way
+  constexpr int kChunk = kWidth > 512 ? 384 : kWidth;
+  const int64_t size = static_cast<int64_t>(hidden) * D + outputs * hidden + hidden + outputs;
+  const int64_t share_tokens = (rows / 3 + 32) / 32 * 32, count = (rows + share_tokens - 1) / share_tokens;
+  std::vector<float> parts(count * size, NAN);
+  LearnerSums<T> sums{in.x, in.x_image, in.x_token, in.mask, in.mask_image, in.mask_token, stats.data()};
+  sums.dh = dh_out.data.data(), sums.g = g_out.data.data(), sums.ds = ds_out.data.data();
+  sums.tokens = tokens, sums.all = rows, sums.hidden = hidden, sums.outputs = outputs;
+  sums.share_tokens = share_tokens, sums.parts = parts.data();
+  if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, dim3(count * (kWidth / kChunk)),
+                     kLearnerThreads, sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards))
+    return INFINITY;
+  std::vector<double> want(size), got(size);
+  for (size_t row = 0; row < rows; ++row) {
+    const bool kept = mask[row];
+    for (int h = 0; h < hidden; ++h) {
+      for (int d = 0; d < D && kept; ++d) {
+        const double xhat = (x.at(row * D + d) - stats[row].x) * stats[row].y;
+        want[h * D + d] += dh_out.at(row * kHidden + h) * xhat;
+      }
+      for (int k = 0; k < outputs; ++k) {
+        want[hidden * D + k * hidden + h] += ds_out.at(row * kOutputs + k) * g_out.at(row * kHidden + h);
+      }
+      want[hidden * D + outputs * hidden + h] += dh_out.at(row * kHidden + h);
+    }
+    for (int k = 0; k < outputs; ++k) want[size - outputs + k] += ds_out.at(row * kOutputs + k);
+  }
+  for (int64_t part = 0; part < count; ++part) {
+    for (int64_t i = 0; i < size; ++i) got[i] += parts[part * size + i];
+  }
+  double weights[4] = {};
+  const int64_t ends[] = {static_cast<int64_t>(hidden) * D, static_cast<int64_t>(hidden) * (D + outputs), size - outputs, size};
+  for (int i = 0; i < 4; ++i) {
+    double error = 0, norm = 1e-9;
+    for (int64_t j = i ? ends[i - 1] : 0; j < ends[i]; ++j) error += std::pow(got[j] - want[j], 2), norm += want[j] * want[j];
+    weights[i] = std::sqrt(error / norm);
+  }
+  const double errors[] = {off(dx, dx_out, D, D),          off(dh, dh_out, hidden, kHidden), off(g, g_out, hidden, kHidden),
+                           off(ds, ds_out, outputs, kOutputs), weights[0], weights[1], weights[2], weights[3]};
   double worst = 0;
   for (double error : errors) worst = error <= worst ? worst : error;
-  printf("dx %.1e dh %.1e g %.1e ds %.1e\n", errors[0], errors[1], errors[2], errors[3]);
+  for (double error : errors) printf("%.1e ", error);
+  printf("dx dh g ds; M dw2 db1 db2\n");
   return worst;
 }
 

@@ -1,0 +1,206 @@
+// What the gradients of the score MLP's parameters are summed from: of each share of all tokens
+//
+//   dH^T xhat [H,D]     dS^T gelu(h) [K,H]     sum dH [H]     sum dS [K]
+//
+// with xhat = (x - m) r rounded as the product takes it. A block has all hidden units and a chunk of the columns of x;
+// every warp an eighth of these, in registers. The shares are added in their order afterwards.
+#pragma once
+
+#include "cuda/tokenlearner_kernel.cuh"
+
+namespace jair::cuda {
+
+constexpr int kWeightRows = 32, kWeightStages = 3;
+
+template <typename T>
+struct LearnerSums {
+  const T* x;
+  int64_t x_image, x_token;
+  const uint8_t* mask;
+  int64_t mask_image, mask_token;
+  const float2* stats;       // [B,N]: mean and 1/std
+  const T *dh, *g, *ds;      // [B,N,64], [B,N,64], [B,N,kOutputs]
+  int64_t tokens, all;       // of an image and of the batch
+  int64_t hidden, outputs;
+  int64_t share_tokens;      // a multiple of kWeightRows
+  float* parts;              // [share, H D + K H + H + K]
+};
+
+template <typename T, int kChunk, int kOutputs>
+struct LearnerWeightShared {
+  static constexpr int kPitch = kChunk + 8, kHiddenPitch = kHidden + 8, kOutputPitch = kOutputs + 8;
+  struct Stage {
+    T x[kWeightRows * kPitch];
+    T dh[kWeightRows * kHiddenPitch];
+    T g[kWeightRows * kHiddenPitch];
+    T ds[kWeightRows * kOutputPitch];
+    float2 stats[kWeightRows];  // zeros of rows that are not kept
+  };
+  Stage stages[kWeightStages];
+};
+
+template <typename T, int kWidth, int kChunk, int kOutputs>
+struct LearnerWeightBlock {
+  using Shared = LearnerWeightShared<T, kChunk, kOutputs>;
+  using Stage = typename Shared::Stage;
+  static constexpr int kTiles = kChunk / 8 / 8;  // of 8 columns, of one warp
+  static_assert(kChunk % 128 == 0 && kWidth % kChunk == 0);
+
+  const LearnerSums<T>& in;
+  Shared& shared;
+  const int chunk;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  __device__ void copy_rows(T* to, int pitch, const T* from, int columns, int64_t first, int64_t end) {
+    const int pieces = columns / 8;
+    for (int i = thread; i < kWeightRows * pieces; i += kLearnerThreads) {
+      const int row = i / pieces, d = i % pieces * 8;
+      const bool inside = first + row < end;
+      copy16(to + row * pitch + d, from + (inside ? first + row : 0) * columns + d, inside);
+    }
+  }
+
+  // Rows [first, first + kWeightRows) of all tokens, zeros from `end` on.
+  __device__ void load(Stage& stage, int64_t first, int64_t end) {
+    constexpr int kPieces = kChunk / 8;
+#pragma unroll 4
+    for (int i = thread; i < kWeightRows * kPieces; i += kLearnerThreads) {
+      const int row = i / kPieces, d = i % kPieces * 8;
+      const uint32_t token = static_cast<uint32_t>(first) + row;  // there are fewer than 2^31
+      const int64_t image = token / static_cast<uint32_t>(in.tokens), n = token - image * in.tokens;
+      const bool keep = kept(image, n, token < end);
+      const int64_t at = keep ? image * in.x_image + n * in.x_token : 0;
+      copy16(stage.x + row * Shared::kPitch + d, in.x + at + chunk * kChunk + d, keep);
+    }
+    copy_rows(stage.dh, Shared::kHiddenPitch, in.dh, kHidden, first, end);
+    if (chunk == 0) {
+      copy_rows(stage.g, Shared::kHiddenPitch, in.g, kHidden, first, end);
+      copy_rows(stage.ds, Shared::kOutputPitch, in.ds, kOutputs, first, end);
+    }
+    if (thread < kWeightRows) {
+      const int64_t token = first + thread;
+      const bool keep = kept(token / in.tokens, token % in.tokens, token < end);
+      stage.stats[thread] = keep ? in.stats[token] : make_float2(0.f, 0.f);
+    }
+  }
+
+  __device__ bool kept(int64_t image, int64_t n, bool inside) const {
+    return inside && (!in.mask || in.mask[image * in.mask_image + n * in.mask_token]);
+  }
+
+  // A^T of 16 tokens and 16 columns of a row-major matrix.
+  __device__ static Fragment load_as_transpose(const T* tile, int pitch, int lane) {
+    return load_transposed(tile + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8);
+  }
+
+  __device__ void add(const Stage& stage, Accumulator (&acc)[4][kTiles], Accumulator (&small)[kOutputs / 16]) {
+#pragma unroll
+    for (int n = 0; n < kWeightRows; n += 16) {
+      Fragment a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        a[i] = load_as_transpose(stage.dh + n * Shared::kHiddenPitch + i * 16, Shared::kHiddenPitch, lane);
+      }
+      const float2 stats[4] = {stage.stats[n + 2 * t], stage.stats[n + 2 * t + 1], stage.stats[n + 2 * t + 8],
+                               stage.stats[n + 2 * t + 9]};
+      const T* x = stage.x + (n + tile_row(lane)) * Shared::kPitch + warp * (kChunk / 8) + tile_column(lane);
+#pragma unroll
+      for (int j = 0; j < kTiles; j += 2) {
+        Fragment b = load_transposed(x + j * 8);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 pair = unpack<T>(b.r[i]), low = stats[i % 2 * 2], high = stats[i % 2 * 2 + 1];
+          b.r[i] = pack<T>((pair.x - low.x) * low.y, (pair.y - high.x) * high.y);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          multiply_add<T>(acc[i][j], a[i], b.r[0], b.r[1]);
+          multiply_add<T>(acc[i][j + 1], a[i], b.r[2], b.r[3]);
+        }
+      }
+      if (chunk > 0) continue;
+      const T* hidden = stage.g + (n + tile_row(lane)) * Shared::kHiddenPitch + warp / 2 * 16 + tile_column(lane);
+      const Fragment b = load_transposed(hidden);
+#pragma unroll
+      for (int m = 0; m < kOutputs / 16; ++m) {
+        const Fragment s = load_as_transpose(stage.ds + n * Shared::kOutputPitch + m * 16, Shared::kOutputPitch, lane);
+        multiply_add<T>(small[m], s, warp % 2 ? b.r[2] : b.r[0], warp % 2 ? b.r[3] : b.r[1]);
+      }
+    }
+  }
+
+  // Sums of dH and dS over the rows, a column a thread.
+  __device__ float add_column(const Stage& stage) const {
+    const T* column = thread < kHidden ? stage.dh + thread : stage.ds + thread - kHidden;
+    const int pitch = thread < kHidden ? Shared::kHiddenPitch : Shared::kOutputPitch;
+    float sum = 0.f;
+#pragma unroll 8
+    for (int row = 0; row < kWeightRows; ++row) sum += to_float(column[row * pitch]);
+    return sum;
+  }
+
+  __device__ void store(int64_t share, const Accumulator (&acc)[4][kTiles], const Accumulator (&small)[kOutputs / 16],
+                        float column) {
+    float* to = in.parts + share * (in.hidden * kWidth + in.outputs * in.hidden + in.hidden + in.outputs);
+    const int first = chunk * kChunk + warp * (kChunk / 8) + 2 * t;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int low = 0; low < 2; ++low) {
+        const int h = i * 16 + g + low * 8;
+        if (h >= in.hidden) continue;
+#pragma unroll
+        for (int j = 0; j < kTiles; ++j) {
+          to[h * kWidth + first + j * 8] = acc[i][j][2 * low];
+          to[h * kWidth + first + j * 8 + 1] = acc[i][j][2 * low + 1];
+        }
+      }
+    }
+    if (chunk > 0) return;
+    to += in.hidden * kWidth;
+#pragma unroll
+    for (int m = 0; m < kOutputs / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int k = m * 16 + g + i / 2 * 8, h = warp * 8 + 2 * t + i % 2;
+        if (k < in.outputs && h < in.hidden) to[k * in.hidden + h] = small[m][i];
+      }
+    }
+    to += in.outputs * in.hidden;
+    if (thread < in.hidden) to[thread] = column;
+    if (thread >= kHidden && thread - kHidden < in.outputs) to[in.hidden + thread - kHidden] = column;
+  }
+};
+
+// Blocks: all chunks of the first share, then of the second, ...
+template <typename T, int kWidth, int kChunk, int kOutputs>
+__global__ __launch_bounds__(kLearnerThreads, 1) void learn_weights(LearnerSums<T> in) {
+  using Block = LearnerWeightBlock<T, kWidth, kChunk, kOutputs>;
+  JAIR_SHARED(memory);
+  constexpr int kChunks = kWidth / kChunk;
+  Block block{in, *reinterpret_cast<typename Block::Shared*>(memory), static_cast<int>(blockIdx.x % kChunks)};
+  const int64_t share = blockIdx.x / kChunks, begin = share * in.share_tokens;
+  const int64_t end = begin + in.share_tokens < in.all ? begin + in.share_tokens : in.all;
+  Accumulator acc[4][Block::kTiles] = {}, small[kOutputs / 16] = {};
+  float column = 0.f;
+  const bool sums = block.chunk == 0 && block.thread < kHidden + kOutputs;
+  for (int i = 0; i < kWeightStages - 1; ++i) {
+    if (begin + i * kWeightRows < end) block.load(block.shared.stages[i], begin + i * kWeightRows, end);
+    commit_copies();
+  }
+  int stage = 0;
+  for (int64_t first = begin; first < end; first += kWeightRows) {
+    wait_copies<kWeightStages - 2>();
+    __syncthreads();  // the rows have arrived, and nobody reads the stage that is loaded next
+    const int64_t ahead = first + (kWeightStages - 1) * kWeightRows;
+    if (ahead < end) block.load(block.shared.stages[(stage + kWeightStages - 1) % kWeightStages], ahead, end);
+    commit_copies();
+    block.add(block.shared.stages[stage], acc, small);
+    if (sums) column += block.add_column(block.shared.stages[stage]);
+    stage = (stage + 1) % kWeightStages;
+  }
+  block.store(share, acc, small, column);
+}
+
+}  // namespace jair::cuda

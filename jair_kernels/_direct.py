@@ -25,11 +25,11 @@ def _alone(args: tuple[Any, ...]) -> bool:
         return False
     for value in args:
         if type(value) in PLAIN:
-            if value.is_neg() or value._is_zerotensor() or value.is_meta:
+            if value.is_neg() or value._is_zerotensor():
                 return False
         elif isinstance(value, torch.Tensor):
             return False
-    return True
+    return not args[0].is_meta
 
 
 def direct(operator: Any, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -150,7 +150,8 @@ class Scratch(NamedTuple):
     @staticmethod
     def empty(x: Tensor, h: int, k: int) -> Scratch:
         """Uninitialised memory for the tokens of x."""
-        return Scratch(*(x.new_empty((*x.shape[:2], size)) for size in (h, h, k)))
+        b, n, _ = x.shape
+        return Scratch(x.new_empty((b, n, h)), x.new_empty((b, n, h)), x.new_empty((b, n, k)))
 
 
 class Parameters(NamedTuple):

@@ -47,9 +47,9 @@ def define(
         if _library.has_kernel(op, "CUDA"):
             kernels["cuda"] = kernels["cpu"]
     made = zip(directions, (forward, backward), outputs, strict=True)
-    pair = [_triton.define(op, direction, fake, count) for direction, fake, count in made]
-    _describe(op, "_triton", pair, folded, flops)
-    kernels["triton"] = Kernel(pair[0].default, pair[1].default, unfit, reads_result)
+    pairs = [_triton.define(op, direction, fake, count) for direction, fake, count in made]
+    _describe(op, "_triton", [operator for operator, _ in pairs], folded, flops)
+    kernels["triton"] = Kernel(pairs[0][1], pairs[1][1], unfit, reads_result)
     return kernels
 
 

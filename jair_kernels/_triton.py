@@ -12,7 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from jair_kernels._backends import INTERPRETED
+from jair_kernels._direct import PLAIN, direct
 
 Config = dict[str, int]
 
@@ -42,23 +43,30 @@ class _Lazy:
         several: Any = tuple[(torch.Tensor,) * outputs]  # type: ignore[misc]
         returned = torch.Tensor if outputs == 1 else several
         self.__signature__ = inspect.signature(fake, eval_str=True).replace(return_annotation=returned)
+        self._function: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        return getattr(importlib.import_module(self.module), self.__name__)(*args)
+        if self._function is None:
+            self._function = getattr(importlib.import_module(self.module), self.__name__)
+        return self._function(*args)
 
 
-def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> Any:
+def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> tuple[Any, Callable[..., Any]]:
     """Define jair_kernels::<op>_<direction>_triton, computed by `direction` of jair_kernels.<op>.triton.
 
     A triton_op, which torch.compile inlines and AOTInductor packages. The interpreter cannot be traced, so
     there the op is opaque; without triton it is too, since torch would warn of what it does not find.
+
+    Returns:
+        the operator, and what runs it, which needs no dispatcher where nothing looks on.
     """
     opaque = INTERPRETED or importlib.util.find_spec("triton") is None
     make: Any = torch.library.custom_op if opaque else torch.library.triton_op
     body = _Lazy(f"jair_kernels.{op}.triton", direction, fake, outputs)
     definition = make(f"jair_kernels::{op}_{direction}_triton", body, mutates_args=())
     definition.register_fake(fake)
-    return getattr(torch.ops.jair_kernels, f"{op}_{direction}_triton")
+    operator = getattr(torch.ops.jair_kernels, f"{op}_{direction}_triton")
+    return operator, direct(operator.default, body)
 
 
 def launch(kernel: Any, grid: tuple[Any, ...], main: torch.Tensor, *args: Any, **meta: Any) -> None:
@@ -66,7 +74,10 @@ def launch(kernel: Any, grid: tuple[Any, ...], main: torch.Tensor, *args: Any, *
     if INTERPRETED:
         meta = {name: value for name, value in meta.items() if name not in ("num_warps", "num_stages")}
         kernel[grid](*args, **meta)
-    elif type(main) is torch.Tensor:
+    elif type(main) in PLAIN:
+        if main.get_device() == torch.cuda.current_device():  # which costs less than to enter it
+            kernel[grid](*args, **meta)
+            return
         with torch.cuda.device(main.device):
             kernel[grid](*args, **meta)
     else:
@@ -110,14 +121,15 @@ def table() -> dict[str, Config]:
     return result
 
 
-def _key(kernel: str, main: torch.Tensor, k: int) -> str:
-    return f"{kernel}/{8 * main.element_size()}/{padded(k)}"
+@lru_cache(maxsize=4096)
+def _key(kernel: str, size: int, k: int) -> str:
+    return f"{kernel}/{8 * size}/{padded(k)}"
 
 
-def _tuned_key(kernel: str, main: torch.Tensor, k: int) -> str:
-    tokens, width = (padded(size) for size in main.shape[-2:])
-    capability = torch.cuda.get_device_capability(main.device)
-    return f"{_key(kernel, main, k)}/{tokens}/{width}/sm_{capability[0]}{capability[1]}"
+@lru_cache(maxsize=4096)
+def _tuned_key(key: str, tokens: int, width: int, device: int) -> str:
+    capability = torch.cuda.get_device_capability(device)
+    return f"{key}/{padded(tokens)}/{padded(width)}/sm_{capability[0]}{capability[1]}"
 
 
 def _cache_file(key: str) -> Any:
@@ -140,10 +152,11 @@ def configured(kernel: str, main: torch.Tensor, k: int, run: Callable[[Config], 
 
     The same shapes on the same machine give the same configuration, so results repeat bit for bit.
     """
-    config = table()[_key(kernel, main, k)]
-    if INTERPRETED or type(main) is not torch.Tensor:
+    table_key = _key(kernel, main.element_size(), int(k))
+    config = table()[table_key]
+    if INTERPRETED or type(main) not in PLAIN:
         return run(config)
-    key = _tuned_key(kernel, main, k)
+    key = _tuned_key(table_key, *main.shape[-2:], main.get_device())
     best = _load_tuned(key)
     if best is None and _tuning and not torch.cuda.is_current_stream_capturing():
         best = _tuned[key] = _measure(_neighbours(config), run)

@@ -8,12 +8,13 @@ Each program sums one range of tokens; the ranges are then added in their order,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from jair_kernels._autograd import like_parameter
 from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, symbolic
 from jair_kernels._triton_mlp import contiguous
 from jair_kernels._triton_pool import mask_arguments
@@ -86,8 +87,10 @@ def weight_gradient_kernel(
 
 
 @triton.jit
-def reduce_kernel(parts, m, dw2, db1, db2, splits, D, H, K, BLOCK: tl.constexpr):
-    """The partial sums of `weight_gradient_kernel` added up, first to last."""
+def reduce_kernel(
+    parts, dw2, db1, db2, splits, D, H, K, HAS_B1: tl.constexpr, HAS_B2: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """The partial sums of `weight_gradient_kernel` added up, first to last, in place of the first."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     size = H * D + K * H + H + K
     acc = tl.zeros([BLOCK], tl.float32)
@@ -95,22 +98,25 @@ def reduce_kernel(parts, m, dw2, db1, db2, splits, D, H, K, BLOCK: tl.constexpr)
     for _ in range(splits):
         acc += tl.load(at, mask=i < size, other=0.0)
         at += size
-    tl.store(m + i, acc, mask=i < H * D)
+    tl.store(parts + i, acc, mask=i < size)
     i -= H * D
-    tl.store(dw2 + i, acc, mask=(i >= 0) & (i < K * H))
+    tl.store(dw2 + i, acc.to(dw2.dtype.element_ty), mask=(i >= 0) & (i < K * H))
     i -= K * H
-    tl.store(db1 + i, acc, mask=(i >= 0) & (i < H))
+    if HAS_B1:
+        tl.store(db1 + i, acc.to(db1.dtype.element_ty), mask=(i >= 0) & (i < H))
     i -= H
-    tl.store(db2 + i, acc, mask=(i >= 0) & (i < K))
+    if HAS_B2:
+        tl.store(db2 + i, acc.to(db2.dtype.element_ty), mask=(i >= 0) & (i < K))
 
 
 @triton.jit
 def finish_kernel(
-    m, db1, w1, norm_weight, norm_bias, dw1, dnorm_weight, dnorm_bias, D, H, HAS_WEIGHT: tl.constexpr,
+    parts, w1, norm_weight, norm_bias, dw1, dnorm_weight, dnorm_bias, D, H, K, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dw1 = M diag(norm_weight) + db1 norm_bias^T, dnorm_weight = sum_h w1 * M, dnorm_bias = w1^T db1."""
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    db1 = parts + H * D + K * H
     weight, bias = tl.full([BLOCK_D], 1.0, tl.float32), tl.full([BLOCK_D], 0.0, tl.float32)
     if HAS_WEIGHT:
         weight = tl.load(norm_weight + d, mask=d < D, other=0.0).to(tl.float32)
@@ -121,16 +127,17 @@ def finish_kernel(
         h = h0 + tl.arange(0, BLOCK_H)
         inside = (h < H)[:, None] & (d < D)[None, :]
         at = h[:, None].to(tl.int64) * D + d[None, :]
-        mt = tl.load(m + at, mask=inside, other=0.0)
+        mt = tl.load(parts + at, mask=inside, other=0.0)
         w = tl.load(w1 + at, mask=inside, other=0.0).to(tl.float32)
         db1t = tl.load(db1 + h, mask=h < H, other=0.0)
-        tl.store(dw1 + at, mt * weight[None, :] + db1t[:, None] * bias[None, :], mask=inside)
+        dw = mt * weight[None, :] + db1t[:, None] * bias[None, :]
+        tl.store(dw1 + at, dw.to(dw1.dtype.element_ty), mask=inside)
         dweight += tl.sum(w * mt, 0)
         dbias += tl.sum(w * db1t[:, None], 0)
     if HAS_WEIGHT:
-        tl.store(dnorm_weight + d, dweight, mask=d < D)
+        tl.store(dnorm_weight + d, dweight.to(dnorm_weight.dtype.element_ty), mask=d < D)
     if HAS_BIAS:
-        tl.store(dnorm_bias + d, dbias, mask=d < D)
+        tl.store(dnorm_bias + d, dbias.to(dnorm_bias.dtype.element_ty), mask=d < D)
 
 
 class Scratch(NamedTuple):
@@ -143,7 +150,8 @@ class Scratch(NamedTuple):
     @staticmethod
     def empty(x: Tensor, h: int, k: int) -> Scratch:
         """Uninitialised memory for the tokens of x."""
-        return Scratch(*(x.new_empty((*x.shape[:2], size)) for size in (h, h, k)))
+        b, n, _ = x.shape
+        return Scratch(x.new_empty((b, n, h)), x.new_empty((b, n, h)), x.new_empty((b, n, k)))
 
 
 class Parameters(NamedTuple):
@@ -156,18 +164,13 @@ class Parameters(NamedTuple):
     norm_weight: Tensor | None
     norm_bias: Tensor | None
 
-    def new_gradients(self, x: Tensor) -> list[Tensor]:
-        """Uninitialised float32 gradients; empty for an absent parameter."""
-        return [x.new_empty((0,) if p is None else p.shape, dtype=torch.float32) for p in self]
+    def new_gradients(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Uninitialised gradients in the types of their parameters; empty where one is absent."""
+        return tuple(like_parameter(p, x) for p in self)
 
     def zero_gradients(self, x: Tensor) -> tuple[Tensor, ...]:
         """The gradients of an empty batch."""
-        return self.cast(*(gradient.zero_() for gradient in self.new_gradients(x)))
-
-    def cast(self, *gradients: Tensor) -> tuple[Tensor, ...]:
-        """Gradients in the types of their parameters."""
-        pairs = zip(gradients, self, strict=True)
-        return tuple(gradient if p is None else gradient.to(p.dtype) for gradient, p in pairs)
+        return tuple(gradient.zero_() for gradient in self.new_gradients(x))
 
 
 def parameter_gradients(
@@ -193,18 +196,15 @@ def parameter_gradients(
         return parts, splits
 
     parts, splits = configured("parameter_gradients", x, k, run)
-    m, db1_all, db2_all = (x.new_empty(shape, dtype=torch.float32) for shape in ((h, d), (h,), (k,)))
-    dw1, db1, dw2, db2, dnorm_weight, dnorm_bias = p.new_gradients(x)
-    db1 = db1_all if p.b1 is not None else db1
-    db2 = db2_all if p.b2 is not None else db2
+    dw1, db1, dw2, db2, dnorm_weight, dnorm_bias = gradients = p.new_gradients(x)
     launch(
-        reduce_kernel, (ceil_div(size, 256),), x, parts, m, dw2, db1_all, db2_all, splits, d, h, k,
-        BLOCK=256, num_warps=4,
+        reduce_kernel, (ceil_div(size, 256),), x, parts, dw2, db1, db2, splits, d, h, k,
+        HAS_B1=p.b1 is not None, HAS_B2=p.b2 is not None, BLOCK=256, num_warps=4,
     )  # fmt: skip
-    has: dict[str, Any] = {"HAS_WEIGHT": p.norm_weight is not None, "HAS_BIAS": p.norm_bias is not None}
     launch(
-        finish_kernel, (ceil_div(d, 32),), x, m, db1_all, p.w1.contiguous(), contiguous(p.norm_weight, x),
-        contiguous(p.norm_bias, x), dw1, dnorm_weight, dnorm_bias, d, h, **has, BLOCK_H=64, BLOCK_D=32,
+        finish_kernel, (ceil_div(d, 32),), x, parts, p.w1.contiguous(), contiguous(p.norm_weight, x),
+        contiguous(p.norm_bias, x), dw1, dnorm_weight, dnorm_bias, d, h, k,
+        HAS_WEIGHT=p.norm_weight is not None, HAS_BIAS=p.norm_bias is not None, BLOCK_H=64, BLOCK_D=32,
         num_warps=4,
     )  # fmt: skip
-    return p.cast(dw1, db1, dw2, db2, dnorm_weight, dnorm_bias)
+    return gradients

@@ -125,15 +125,16 @@ def merge_kernel(
 
 
 @triton.jit
-def row_dot_kernel(a, b, out, D, BLOCK_D: tl.constexpr):
-    """out[i] = a[i] . b[i]: delta = y . dy of every output token."""
-    row = tl.program_id(0).to(tl.int64)
-    acc = tl.full([BLOCK_D], 0.0, tl.float32)
+def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """out[i] = a[i] . b[i], a warp for each row: delta = y . dy of every output token."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
-        left = tl.load(a + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-        acc += left * tl.load(b + row * D + d, mask=d < D, other=0.0).to(tl.float32)
-    tl.store(out + row, tl.sum(acc, 0))
+        at, inside = row[:, None] * D + d[None, :], (row < R)[:, None] & (d < D)[None, :]
+        left = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)
+        acc += left * tl.load(b + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row, tl.sum(acc, 1), mask=row < R)
 
 
 @triton.jit
@@ -193,5 +194,7 @@ def row_dots(y: Tensor, dy: Tensor) -> Tensor:
     """delta [B,K] = y . dy in float32."""
     b, k, d = y.shape
     delta = y.new_empty((b, k), dtype=torch.float32)
-    launch(row_dot_kernel, (b * k,), y, y, dy, delta, d, BLOCK_D=256, num_warps=4)
+    launch(
+        row_dot_kernel, (ceil_div(b * k, 4),), y, y, dy, delta, b * k, d, BLOCK_R=4, BLOCK_D=512, num_warps=4
+    )  # fmt: skip
     return delta

@@ -120,7 +120,7 @@ def backward(
     dy: Tensor, x: Tensor, tokens: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, stats: Tensor, tanh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The op's backward: dx [B,N,D] and dtokens [B,K,D] in x's dtype, the parameters' in float32."""
+    """The op's backward: dx [B,N,D] and dtokens [B,K,D] in x's dtype, the parameters' gradients in theirs."""
     (b, n, d), (k, h) = x.shape, w2.shape
     dx, parameters = x.new_empty((b, n, d)), Parameters(w1, b1, w2, b2, norm_weight, norm_bias)
     if not symbolic(b) and b == 0:

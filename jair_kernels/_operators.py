@@ -23,6 +23,7 @@ def define(
     folded: tuple[Collection[int], Collection[int]] = ((), ()),
     flops: tuple[Flops, Flops] | None = None,
     unfit: Callable[..., str | None] = always,
+    unfit_cuda: Callable[..., str | None] | None = None,
     reads_result: bool = False,
 ) -> dict[str, Kernel]:
     """Register jair_kernels::<op>_forward and _backward, compiled and in Triton, as one is like the other.
@@ -33,6 +34,8 @@ def define(
         folded: positions of arguments with an image axis, as in `_vmap.register`.
         flops: formulas over the shapes of the arguments; None = none.
         unfit, reads_result: of the Triton `Kernel`.
+        unfit_cuda: given where jair_kernels.<op>.cuda surrounds kernels of the compiled library with some in
+            Triton; its limit then.
 
     Returns:
         the backends, as `_backends.register` and `register_block` take them.
@@ -46,10 +49,12 @@ def define(
         kernels["cpu"] = Kernel(pair[0].default, pair[1].default)
         if _library.has_kernel(op, "CUDA"):
             kernels["cuda"] = kernels["cpu"]
-    made = zip(directions, (forward, backward), outputs, strict=True)
-    pairs = [_triton.define(op, direction, fake, count) for direction, fake, count in made]
-    _describe(op, "_triton", [operator for operator, _ in pairs], folded, flops)
-    kernels["triton"] = Kernel(pairs[0][1], pairs[1][1], unfit, reads_result)
+    limits = {"triton": unfit} | ({} if unfit_cuda is None else {"cuda": unfit_cuda})
+    for backend, limit in limits.items():
+        made = zip(directions, (forward, backward), outputs, strict=True)
+        pairs = [_triton.define(op, direction, fake, count, backend) for direction, fake, count in made]
+        _describe(op, f"_{backend}", [operator for operator, _ in pairs], folded, flops)
+        kernels[backend] = Kernel(pairs[0][1], pairs[1][1], limit, reads_result)
     return kernels
 
 

@@ -51,8 +51,10 @@ class _Lazy:
         return self._function(*args)
 
 
-def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> tuple[Any, Callable[..., Any]]:
-    """Define jair_kernels::<op>_<direction>_triton, computed by `direction` of jair_kernels.<op>.triton.
+def define(
+    op: str, direction: str, fake: Callable[..., Any], outputs: int, backend: str = "triton"
+) -> tuple[Any, Callable[..., Any]]:
+    """Define jair_kernels::<op>_<direction>_<backend>, computed by a function of jair_kernels.<op>.<backend>.
 
     A triton_op, which torch.compile inlines and AOTInductor packages. The interpreter cannot be traced, so
     there the op is opaque; without triton it is too, since torch would warn of what it does not find.
@@ -62,10 +64,11 @@ def define(op: str, direction: str, fake: Callable[..., Any], outputs: int) -> t
     """
     opaque = INTERPRETED or importlib.util.find_spec("triton") is None
     make: Any = torch.library.custom_op if opaque else torch.library.triton_op
-    body = _Lazy(f"jair_kernels.{op}.triton", direction, fake, outputs)
-    definition = make(f"jair_kernels::{op}_{direction}_triton", body, mutates_args=())
+    name = f"{op}_{direction}_{backend}"
+    body = _Lazy(f"jair_kernels.{op}.{backend}", direction, fake, outputs)
+    definition = make(f"jair_kernels::{name}", body, mutates_args=())
     definition.register_fake(fake)
-    operator = getattr(torch.ops.jair_kernels, f"{op}_{direction}_triton")
+    operator = getattr(torch.ops.jair_kernels, name)
     return operator, direct(operator.default, body)
 
 

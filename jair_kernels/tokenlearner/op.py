@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from jair_kernels import _operators, _triton
+from jair_kernels import _library, _operators, _triton
 from jair_kernels._autograd import (
     Differentiable,
     accumulate_dtype,
@@ -16,7 +16,7 @@ from jair_kernels._autograd import (
     like_parameter,
 )
 from jair_kernels._backends import kernel, register
-from jair_kernels.tokenlearner import cost
+from jair_kernels.tokenlearner import cost, passes
 
 Tensor = torch.Tensor
 
@@ -80,6 +80,7 @@ _KERNELS = _operators.define(
     folded=((0, 7), ()),
     flops=(_forward_flops, _backward_flops),
     unfit=_unfit_triton,
+    unfit_cuda=passes.unfit if _library.has_operator("tokenlearner_pool", "CUDA") else None,
     reads_result=True,
 )
 register("fused_tokenlearner", **_KERNELS)

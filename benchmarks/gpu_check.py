@@ -39,7 +39,11 @@ TRITON_OPS = (
     "fused_transformer_layer",
 )
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  # of compute-sanitizer
-GPU_KERNELS = (*((op, "triton") for op in TRITON_OPS), ("fused_token_pool", "cuda"))
+GPU_KERNELS = (
+    *((op, "triton") for op in TRITON_OPS),
+    ("fused_token_pool", "cuda"),
+    ("fused_tokenlearner", "cuda"),
+)
 
 _PROBE = """
 import json, torch

@@ -23,7 +23,7 @@ _SUMS = {384: 128, 512: 64, 768: 64, 1024: 64}  # shares of all tokens that weig
 def _aligned(x: Tensor) -> Tensor:
     """x itself where rows can be read in pieces of 16 bytes, else a copy."""
     fits = x.stride(2) == 1 and all(x.stride(i) % 8 == 0 for i in (0, 1)) and x.storage_offset() % 8 == 0
-    return x if fits else x.contiguous().clone()
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _shares(b: int, n: int) -> tuple[int, int]:

@@ -17,6 +17,8 @@ CASES = [
         "fused_token_pool", 2, 5, 264, 20, mask="nan", options={"weighting": "sigmoid", "reduction": "mean"}
     ),
     Case("fused_tokenlearner", 2, 33, 48, 5, mask="some"),
+    Case("fused_tokenlearner", 3, 70, 384, 5, mask="nan"),
+    Case("fused_tokenlearner", 1, 100, 768, 20),
     Case("fused_tokenfuser", 2, 33, 48, 5),
     FusionCase("fused_cross_attention", 2, 5, 70, 40, h=4, h_kv=2, mask="nan", ranges="wild"),
     FusionCase("fused_latent_resample", 2, 5, 33, mask="some", options={"method": "projected"}),

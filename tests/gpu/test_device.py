@@ -30,7 +30,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
 OPS = (*POOLING_OPS, *FUSION_OPS)
-POOLING = [(op, "triton") for op in POOLING_OPS] + [("fused_token_pool", "cuda")]
+POOLING = [(op, "triton") for op in POOLING_OPS] + [
+    ("fused_token_pool", "cuda"),
+    ("fused_tokenlearner", "cuda"),
+]
 KERNELS = POOLING + [(op, "triton") for op in FUSION_OPS]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUSY = 1 << 26  # GPU clock cycles that a stream is kept busy: some 30 ms
@@ -49,6 +52,19 @@ def special(op: str) -> list[Case]:
     found += [Case(op, 3, 70, 100, 5, layout=layout) for layout in ("transposed", "sliced", "expanded")]
     if op != "fused_tokenfuser":
         found += [Case(op, 3, 70, 96, 5, mask=mask) for mask in ("some", "nan", "all")]
+    if (
+        op == "fused_tokenlearner"
+    ):  # widths that its CUDA kernels take: one step of tokens and several, cut images
+        sizes = ((3, 1, 384, 8), (300, 33, 384, 5), (2, 197, 512, 20), (5, 100, 768, 32), (2, 1025, 1024, 16))
+        found += [
+            Case(op, b, n, d, k, h=h) for (b, n, d, k), h in zip(sizes, (64, 24, 64, 33, 64), strict=True)
+        ]
+        found += [Case(op, 3, 70, 768, 8, h=64, mask=mask) for mask in ("some", "nan", "all")]
+        found += [
+            Case(op, 3, 70, 384, 5, values=v) for v in ("shifted", "huge_score", "constant", "repeated")
+        ]
+        found += [Case(op, 3, 70, 512, 5, layout=layout) for layout in ("transposed", "sliced", "expanded")]
+        found.append(Case(op, 2, 70, 768, 8, h=64, options={"approximate": "none"}))
     if op == "fused_token_pool":
         found.append(Case(op, 2, 300, 96, 8, values="far_scores"))
         for weighting, reduction in (("softmax", "mean"), ("sigmoid", "sum"), ("sigmoid", "mean")):
@@ -127,7 +143,11 @@ def small(op: str, dtype: torch.dtype = torch.bfloat16, b: int = 3, n: int = 70)
     if op in FUSION_OPS:
         queries = n if op == "fused_transformer_layer" else 9
         return on_device(FusionCase(op, b, queries, n, 32, h=3, mask="some").sample(dtype))
-    return on_device(Case(op, b, n, 96, 8).sample(dtype))
+    return on_device(Case(op, b, n, 384 if op == "fused_tokenlearner" else 96, 8).sample(dtype))
+
+
+def needs_for(sample: Sample, backend: str) -> None:
+    needs(sample.op, backend, *required(sample.op, sample.tensors))
 
 
 def floating(sample: Sample) -> dict[str, torch.Tensor]:
@@ -160,7 +180,7 @@ ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in 
 def test_accuracy(key: str, backend: str, dtype: torch.dtype) -> None:
     """Forward and every gradient within twice eager's error, held against float64."""
     held = expectation(key, dtype)
-    needs(held.sample.op, backend, *required(held.sample.op, held.sample.tensors))
+    needs_for(held.sample, backend)
     held.check(backend)
 
 
@@ -169,7 +189,7 @@ def test_one_token_has_no_score_gradient(op: str, backend: str) -> None:
     needs(op, backend)
     if op == "fused_tokenfuser":
         pytest.skip("its weights are not normalised over tokens")
-    results = run(on_device(Case(op, 4, 1, 96, 8).sample(torch.bfloat16)), backend)
+    results = run(on_device(Case(op, 4, 1, 384, 8).sample(torch.bfloat16)), backend)
     for name in ("dscores", "dw2", "db2"):
         if name in results:
             assert not results[name].any(), name
@@ -182,7 +202,7 @@ def test_more_than_two_to_the_31_elements(op: str, backend: str, axis: int) -> N
     free, _ = torch.cuda.mem_get_info()
     if free < 6 << 30:
         pytest.skip(f"it needs 6 GiB of GPU memory, {free >> 30} are free")
-    sample = far_apart(on_device(Case(op, 2, 2, 96, 3).sample(torch.bfloat16)), axis)
+    sample = far_apart(on_device(Case(op, 2, 2, 384, 3).sample(torch.bfloat16)), axis)
     Expectation.of(sample).check(backend)
 
 
@@ -192,6 +212,7 @@ def test_bits_are_equal_from_run_to_run(op: str, backend: str, dtype: torch.dtyp
     needs(op, backend)
     for b, n in ((1, 1500), (64, 197)):
         sample = small(op, dtype, b, n)
+        needs_for(sample, backend)
         first = run(sample, backend)
         for _ in range(100):
             assert_same(run(sample, backend), first)
@@ -203,8 +224,8 @@ def test_bits_are_equal_from_run_to_run(op: str, backend: str, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: str(dtype)[6:])
 def test_autocast(op: str, backend: str, dtype: torch.dtype) -> None:
     """Within twice the error of eager code under the same autocast; gradients in the inputs' own dtype."""
-    needs(op, backend)
     sample = small(op, torch.float32)
+    needs_for(sample, backend)
     expected = run_float64(sample)
     allowed = Expectation.of(sample.to(dtype)).allowed  # the dtype that is computed in sets the floor
     lowered = replace(sample, dy=sample.dy.to(dtype))
@@ -226,7 +247,8 @@ def test_compiled_code(op: str, backend: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     for n in (70, 33):
-        sample = small(op, torch.float32, n=n)
+        sample = small(op, torch.bfloat16 if backend == "cuda" else torch.float32, n=n)
+        needs_for(sample, backend)
         results = []
         for call in (step, compiled):
             leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}

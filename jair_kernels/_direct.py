@@ -33,11 +33,15 @@ def _alone(args: tuple[Any, ...]) -> bool:
 
 
 def direct(operator: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`operator`, which computes `function`: itself where torch has to see it, else the function alone."""
+    """`operator`, which computes `function`: itself where torch has to see it, else the function alone.
+
+    What is returned has the operator as its attribute `operator`.
+    """
 
     def run(*args: Any) -> Any:
         if not torch.compiler.is_compiling() and _alone(args):
             return function(*args)
         return operator(*args)
 
+    run.operator = operator  # type: ignore[attr-defined]
     return run

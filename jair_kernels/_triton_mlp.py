@@ -40,12 +40,12 @@ def gelu_slope(h, TANH: tl.constexpr):
 
 
 @triton.jit
-def prepare_kernel(
-    w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+def fold_row(
+    h, w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row of Wg with its sums c and e."""
-    h = tl.program_id(0).to(tl.int64)
+    """Row h of Wg with its sums c and e."""
+    h = h.to(tl.int64)
     c_sum, e_sum = tl.full([BLOCK_D], 0.0, tl.float32), tl.full([BLOCK_D], 0.0, tl.float32)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
@@ -62,6 +62,16 @@ def prepare_kernel(
         bias += tl.load(b1 + h).to(tl.float32)
     tl.store(c + h, tl.sum(c_sum, 0))
     tl.store(e + h, bias)
+
+
+@triton.jit
+def prepare_kernel(
+    w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Wg, c and e, a row a program."""
+    h = tl.program_id(0)
+    fold_row(h, w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1, HAS_WEIGHT, HAS_BIAS, BLOCK_D)
 
 
 @triton.jit
@@ -250,18 +260,28 @@ def fold(
     x: Tensor, w1: Tensor, b1: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Wg [H,D] in x's dtype, c and e [H] in float32."""
+    arguments, options = fold_arguments(x, w1, b1, norm_weight, norm_bias)
+    launch(prepare_kernel, (w1.shape[0],), x, *arguments, w1.shape[1], **options)
+    return arguments[4:]
+
+
+def fold_arguments(
+    x: Tensor, w1: Tensor, b1: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What `fold_row` takes, Wg, c and e last, and its compile-time arguments."""
     h, d = w1.shape
     wg, c, e = (
         x.new_empty((h, d)),
         x.new_empty((h,), dtype=torch.float32),
         x.new_empty((h,), dtype=torch.float32),
     )
-    launch(
-        prepare_kernel, (h,), x, w1.contiguous(), contiguous(b1, x), contiguous(norm_weight, x),
-        contiguous(norm_bias, x), wg, c, e, d, HAS_B1=b1 is not None, HAS_WEIGHT=norm_weight is not None,
-        HAS_BIAS=norm_bias is not None, BLOCK_D=1024, num_warps=4,
-    )  # fmt: skip
-    return wg, c, e
+    read = w1.contiguous(), contiguous(b1, x), contiguous(norm_weight, x), contiguous(norm_bias, x)
+    has = {
+        "HAS_B1": b1 is not None,
+        "HAS_WEIGHT": norm_weight is not None,
+        "HAS_BIAS": norm_bias is not None,
+    }
+    return (*read, wg, c, e), {**has, "BLOCK_D": 1024, "num_warps": 4}
 
 
 def contiguous(parameter: Tensor | None, x: Tensor) -> Tensor:

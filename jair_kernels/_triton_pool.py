@@ -125,9 +125,9 @@ def merge_kernel(
 
 
 @triton.jit
-def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """out[i] = a[i] . b[i], a warp for each row: delta = y . dy of every output token."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+def dot_rows(block, a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """out[i] = a[i] . b[i] of one block of rows, a warp for each: delta = y . dy of every output token."""
+    row = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
@@ -135,6 +135,12 @@ def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
         left = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)
         acc += left * tl.load(b + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row, tl.sum(acc, 1), mask=row < R)
+
+
+@triton.jit
+def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+    """out[i] = a[i] . b[i]."""
+    dot_rows(tl.program_id(0), a, b, out, R, D, BLOCK_R, BLOCK_D)
 
 
 @triton.jit

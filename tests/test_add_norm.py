@@ -217,4 +217,4 @@ def test_vmap():
 
 def test_the_block_is_registered():
     assert block("add_norm", "cpu").forward is OPS.add_norm_forward.default
-    assert block("add_norm", "triton").backward is OPS.add_norm_backward_triton.default
+    assert block("add_norm", "triton").backward.operator is OPS.add_norm_backward_triton.default

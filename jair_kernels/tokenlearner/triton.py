@@ -17,16 +17,25 @@ from jair_kernels._triton import (
     symbolic,
 )
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
-from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
+from jair_kernels._triton_mlp import (
+    contiguous,
+    fold,
+    fold_arguments,
+    fold_row,
+    hidden_blocks,
+    input_gradient,
+    score_rows,
+    scores_again,
+)
 from jair_kernels._triton_pool import (
     add_to_softmax,
+    dot_rows,
     finish_softmax,
     load_softmax,
     mask_arguments,
     merge,
     parts_of,
     pool_chunk,
-    row_dots,
     score_gradient,
     softmax_weights,
     split_tokens,
@@ -119,6 +128,20 @@ def backward_kernel(
     )  # fmt: skip
 
 
+@triton.jit
+def prepare_backward_kernel(
+    w1, b1, norm_weight, norm_bias, wg, c, e, y, dy, delta, D, H, R, HAS_B1: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """What `backward_kernel` reads: the first H programs fold a row of w1 each, the others make delta."""
+    place = tl.program_id(0)
+    if place < H:
+        fold_row(place, w1, b1, norm_weight, norm_bias, wg, c, e, D, HAS_B1, HAS_WEIGHT, HAS_BIAS, BLOCK_D)
+    else:
+        dot_rows(place - H, y, dy, delta, R, D, BLOCK_R, BLOCK_C)
+
+
 def forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
     norm_bias: Tensor | None, mask: Tensor | None, eps: float, tanh: bool,
@@ -164,9 +187,14 @@ def backward(
     if not symbolic(b) and b == 0:
         return dx, *parameters.zero_gradients(x)
     x, dy, softmax = rows_contiguous(x), dy.contiguous(), softmax.contiguous()
-    folded = fold(x, w1, b1, norm_weight, norm_bias)
     w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
-    delta, saved = row_dots(y, dy), Scratch.empty(x, h, k)
+    delta, saved = x.new_empty((b, k), dtype=torch.float32), Scratch.empty(x, h, k)
+    arguments, options = fold_arguments(x, w1, b1, norm_weight, norm_bias)
+    launch(
+        prepare_backward_kernel, (h + ceil_div(b * k, 4),), x, *arguments, y, dy, delta, d, h, b * k,
+        BLOCK_R=4, BLOCK_C=512, **options,
+    )  # fmt: skip
+    folded = arguments[4:]
 
     def run(config: Config) -> None:
         mask_or_x, *mask_strides = mask_arguments(mask, x)

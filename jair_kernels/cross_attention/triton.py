@@ -23,7 +23,7 @@ from jair_kernels._triton import (
     rows_contiguous,
     symbolic,
 )
-from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
+from jair_kernels._triton_pool import mask_arguments, split_tokens
 
 Tensor = torch.Tensor
 
@@ -54,37 +54,50 @@ def load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e):
 
 
 @triton.jit
+def keys_kept(mask, n0, end, m_n, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which keys of the block at n0 exist and are kept by the mask of the sample."""
+    step = tl.arange(0, BLOCK_N)
+    keep = step < (end - n0).to(tl.int32)
+    if HAS_MASK:
+        keep = keep & (tl.load(mask + n0 * m_n + step.to(tl.int64) * m_n, mask=keep, other=0) != 0)
+    return keep
+
+
+@triton.jit
 def load_keys(k, v, n0, keep, D: tl.constexpr, k_n, v_n, d, HAS_RANGE: tl.constexpr):
     """The block of keys and values that starts at n0, of the head that k and v point to, and which of them
     are not finite. With ranges those are 0: a product with a weight of 0 would carry their NaN to queries
     that do not attend them.
     """
     inside = within(keep, d, D)
-    step = tl.arange(0, keep.shape[0]).to(tl.int64)  # its products with the strides leave the loop
-    kn = tl.load(k + n0 * k_n + ((step * k_n)[:, None] + d[None, :]), mask=inside, other=0.0)
-    vn = tl.load(v + n0 * v_n + ((step * v_n)[:, None] + d[None, :]), mask=inside, other=0.0)
-    broken = step < 0
+    n = n0 + tl.arange(0, keep.shape[0]).to(tl.int64)
+    kn = tl.load(k + n[:, None] * k_n + d[None, :], mask=inside, other=0.0)
+    vn = tl.load(v + n[:, None] * v_n + d[None, :], mask=inside, other=0.0)
+    broken = n < 0
     if HAS_RANGE:
         wide_k, wide_v = kn.to(tl.float32), vn.to(tl.float32)
-        faults = tl.sum((wide_k - wide_k != 0).to(tl.int32), 1)
-        faults += tl.sum((wide_v - wide_v != 0).to(tl.int32), 1)
-        broken = faults > 0
+        broken = tl.sum((wide_k - wide_k) + (wide_v - wide_v), 1) != 0  # a sum of zeros or NaN
         kn, vn = tl.where(broken[:, None], 0.0, kn), tl.where(broken[:, None], 0.0, vn)
     return kn, vn, broken
 
 
 @triton.jit
-def scores_of(q, kn, n, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores [rows, keys], NaN where a key is attended that is not finite; and which are attended, [rows,
-    keys] or [1, keys].
-    """
+def exponential(x):
+    """e^x by the hardware's power of two, without the detour for results below 2^-126, which are 0."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def scores_of(q, kn, n0, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores [rows, keys], -inf where a key is not attended, NaN where one is that is not finite."""
     s = tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale
-    inside = keep[None, :]
     if HAS_RANGE:
-        key = n.to(tl.int32)[None, :]
-        inside = inside & (key >= start[:, None]) & (key < end[:, None])
-        s = tl.where(broken[None, :], float("nan"), s)
-    return s, inside
+        key = (n0 + tl.arange(0, keep.shape[0])).to(tl.int32)[None, :]
+        inside = keep[None, :] & (key >= start[:, None]) & (key < end[:, None])
+        s = tl.where(inside, tl.where(broken[None, :], float("nan"), s), float("-inf"))
+    else:  # one multiply-add; what is not kept was loaded as 0, and s is finite there
+        s += tl.where(keep, 0.0, float("-inf"))[None, :]
+    return s
 
 
 @triton.jit
@@ -108,19 +121,17 @@ def forward_kernel(
         start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total, acc = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    k, v = k + b * k_b + g * k_h, v + b * v_b + g * v_h
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
     for n0 in range(first, last, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
+        keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
-        s, inside = scores_of(rows, kn, n, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
-        s = tl.where(inside, s, float("-inf"))
+        s = scores_of(rows, kn, n0, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
         larger = tl.maximum(top, tl.max(s, 1))
         base = tl.where(larger == float("-inf"), 0.0, larger)
-        p = tl.exp(s - base[:, None])
-        decay = tl.exp(top - base)
+        p = exponential(s - base[:, None])
+        decay = exponential(top - base)
         total = total * decay + tl.sum(p, 1)
         acc = tl.dot(p.to(vn.dtype), vn, acc * decay[:, None], input_precision=PRECISION)
         top = larger
@@ -160,7 +171,7 @@ def merge_kernel(
         weight = tl.load(part_stats + 2 * at + 1, mask=live, other=0.0)
         larger = tl.maximum(top, here)
         base = tl.where(larger == float("-inf"), 0.0, larger)
-        old, new = tl.exp(top - base), weight * tl.exp(here - base)
+        old, new = exponential(top - base), weight * exponential(here - base)
         acc = acc * old[:, None] + part * new[:, None]
         total = total * old + new
         top = larger

@@ -12,9 +12,11 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, rows_contiguous, symbolic
-from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
+from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
     arguments,
+    exponential,
+    keys_kept,
     load_bounds,
     load_keys,
     load_rows,
@@ -29,23 +31,27 @@ Tensor = torch.Tensor
 
 @triton.jit
 def weights_and_gradient(
-    rows, grads, top, inverse, delta, kn, vn, n, keep, broken, start, end, scale, N, ONE: tl.constexpr,
+    rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, start, end, scale, N, ONE: tl.constexpr,
     HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P and dS = P (dP - delta) of a tile. Where it holds all keys (ONE is 1; or 2, if only a launch knows N)
-    delta is summed from these very P and dP, which is exact for a single key.
+    delta is summed from these very P and dP, which is exact for a single key. Rows without keys have to be 0
+    in `rows` and `grads`. A query that is not finite leaves NaN in masked keys, if there are no ranges.
     """
-    s, inside = scores_of(rows, kn, n, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
-    if ONE:  # the very scores of the forward: the select keeps the scale from being fused into a difference
-        s = tl.where(inside, s, float("-inf"))
-    p = tl.where(inside & (inverse != 0)[:, None], tl.exp(s - top[:, None]) * inverse[:, None], 0.0)
+    s = scores_of(rows, kn, n0, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
+    p = exponential(s - top[:, None]) * inverse[:, None]
+    if HAS_RANGE:
+        p = tl.where((s == float("-inf")) | (inverse == 0)[:, None], 0.0, p)
     dp = tl.dot(grads, tl.trans(vn), input_precision=PRECISION)
     if ONE == 1:
         delta = tl.sum(p * dp, 1)
     elif ONE == 2:  # noqa: SIM102 - the one is for the compiler, the other for the kernel
         if keep.shape[0] >= N:
             delta = tl.sum(p * dp, 1)
-    return p, tl.where(p == 0, 0.0, p * (dp - delta[:, None]))
+    ds = p * (dp - delta[:, None])
+    if HAS_RANGE:
+        ds = tl.where(p == 0, 0.0, ds)
+    return p, ds
 
 
 @triton.jit
@@ -63,17 +69,15 @@ def inner_products(x, y):
 
 
 @triton.jit
-def store_keys(
-    dkv, dk, dv, scale, b, g, n, end, keep, N, to_n, dk_at, dv_at, d, D: tl.constexpr, HAS_MASK: tl.constexpr
-):
-    """A block of dk and dv, of the keys below end; 0 where masked, whatever the queries hold."""
-    dk *= scale
+def store_keys(to, rows, n0, end, keep, to_n, d, D: tl.constexpr, HAS_MASK: tl.constexpr):
+    """The block at n0 of dk or dv of one head, of its keys below end; 0 where masked, whatever the queries
+    hold.
+    """
     if HAS_MASK:
-        dk, dv = tl.where(keep[:, None], dk, 0.0), tl.where(keep[:, None], dv, 0.0)
-    to = dkv + (b * N + n)[:, None] * to_n + g * D + d[None, :]
-    inside = within(n < end, d, D)
-    tl.store(to + dk_at, dk.to(dkv.dtype.element_ty), mask=inside)
-    tl.store(to + dv_at, dv.to(dkv.dtype.element_ty), mask=inside)
+        rows = tl.where(keep[:, None], rows, 0.0)
+    step = tl.arange(0, keep.shape[0])
+    at = to + (n0 + step.to(tl.int64))[:, None] * to_n + d[None, :]
+    tl.store(at, rows.to(to.dtype.element_ty), mask=within(step < (end - n0).to(tl.int32), d, D))
 
 
 @triton.jit
@@ -105,15 +109,14 @@ def queries_kernel(
     if split == 0:
         tl.store(delta + image * M + m, inner, mask=live)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    k, v = k + b * k_b + g * k_h, v + b * v_b + g * v_h
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
     for n0 in range(first, last, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
+        keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
         _, ds = weights_and_gradient(
-            rows, grads, top, inverse, inner, kn, vn, n, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
+            rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
             PRECISION,
         )  # fmt: skip
         acc = tl.dot(ds.to(kn.dtype), kn, acc, input_precision=PRECISION)
@@ -131,18 +134,19 @@ def keys_kernel(
     HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows."""
+    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows; both are summed transposed,
+    where a block of 32 keys is wide enough for the matrix units.
+    """
     M = R * L
     blocks = tl.cdiv(N, BLOCK_N)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     b, g = image // G, image % G
     n0 = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N
-    n = n0 + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
-    k, v = k + b * k_b + g * k_h, v + b * v_b + g * v_h
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
+    keep = keys_kept(mask, n0, N, m_n, HAS_MASK, BLOCK_N)
     kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
-    dk, dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dk, dv = tl.zeros([BLOCK_D, BLOCK_N], tl.float32), tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     for m0 in range(0, M, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         live = m < M
@@ -155,12 +159,14 @@ def keys_kernel(
         rows = load_rows(q, b, g, m, live, L, D, R, q_b, q_l, q_h, d)
         grads = load_rows(dout, b, g, m, live, L, D, R, g_b, g_l, g_h, d)
         p, ds = weights_and_gradient(
-            rows, grads, top, inverse, inner, kn, vn, n, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
+            rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
             PRECISION,
         )  # fmt: skip
-        dv = tl.dot(tl.trans(p.to(grads.dtype)), grads, dv, input_precision=PRECISION)
-        dk = tl.dot(tl.trans(ds.to(rows.dtype)), rows, dk, input_precision=PRECISION)
-    store_keys(dkv, dk, dv, scale, b, g, n, N, keep, N, to_n, dk_at, dv_at, d, D, HAS_MASK)
+        dv = tl.dot(tl.trans(grads), p.to(grads.dtype), dv, input_precision=PRECISION)
+        dk = tl.dot(tl.trans(rows), ds.to(rows.dtype), dk, input_precision=PRECISION)
+    dkv += b * N * to_n + g * D
+    store_keys(dkv + dk_at, tl.trans(dk) * scale, n0, N, keep, to_n, d, D, HAS_MASK)
+    store_keys(dkv + dv_at, tl.trans(dv), n0, N, keep, to_n, d, D, HAS_MASK)
 
 
 @triton.jit

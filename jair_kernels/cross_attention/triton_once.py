@@ -12,8 +12,15 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, configured, launch, padded, rows_contiguous, symbolic, table
-from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
-from jair_kernels.cross_attention.triton import arguments, load_bounds, load_keys, load_rows, within
+from jair_kernels._triton_pool import mask_arguments, split_tokens
+from jair_kernels.cross_attention.triton import (
+    arguments,
+    keys_kept,
+    load_bounds,
+    load_keys,
+    load_rows,
+    within,
+)
 from jair_kernels.cross_attention.triton_grad import (
     add_segments,
     gradient_options,
@@ -53,22 +60,23 @@ def once_kernel(
     grads = load_rows(dout, b, g, m, attending, L, D, R, g_b, g_l, g_h, d)
     delta = inner_products(load_rows(o, b, g, m, attending, L, D, R, o_b, o_l, o_h, d), grads)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    k, v = k + b * k_b + g * k_h, v + b * v_b + g * v_h
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
+    dkv += b * N * to_n + g * D
     first = split * segment
     last = tl.minimum(first + segment, N)
     for n0 in range(first, last, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
+        keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
         p, ds = weights_and_gradient(
-            rows, grads, top, inverse, delta, kn, vn, n, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
+            rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
             PRECISION,
         )  # fmt: skip
-        dv = tl.dot(tl.trans(p.to(grads.dtype)), grads, input_precision=PRECISION)
+        dv = tl.dot(tl.trans(grads), p.to(grads.dtype), input_precision=PRECISION)
+        store_keys(dkv + dv_at, tl.trans(dv), n0, last, keep, to_n, d, D, HAS_MASK)
         ds = ds.to(rows.dtype)
-        dk = tl.dot(tl.trans(ds), rows, input_precision=PRECISION)
+        dk = tl.dot(tl.trans(rows), ds, input_precision=PRECISION)
+        store_keys(dkv + dk_at, tl.trans(dk) * scale, n0, last, keep, to_n, d, D, HAS_MASK)
         acc = tl.dot(ds, kn, acc, input_precision=PRECISION)
-        store_keys(dkv, dk, dv, scale, b, g, n, last, keep, N, to_n, dk_at, dv_at, d, D, HAS_MASK)
     to = (place * M + m) * D
     if not MERGED:
         to = (b * L + m % L) * to_l + (g * R + m // L) * D

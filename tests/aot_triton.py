@@ -30,6 +30,7 @@ from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
 from jair_kernels.add_norm import triton as add_norm
 from jair_kernels.cross_attention import triton as attention
 from jair_kernels.cross_attention import triton_grad as attention_grad
+from jair_kernels.cross_attention import triton_once as attention_once
 from jair_kernels.gelu import triton as gelu
 from jair_kernels.query_pool import triton as query_pool
 from jair_kernels.query_pool import triton_grad as query_pool_grad
@@ -70,6 +71,7 @@ QUERY_SHAPES = (
 ATTENTION_SHAPES = (
     (64, 196, 12, 12, 64),
     (128, 128, 12, 12, 64),
+    (16, 196, 12, 12, 64),
     (64, 4964, 16, 4, 96),
     (32, 257, 12, 12, 128),
 )
@@ -88,6 +90,7 @@ MODULES = (
     gelu,
     attention,
     attention_grad,
+    attention_once,
 )
 
 

@@ -23,16 +23,25 @@ from jair_kernels._triton import (
     rows_contiguous,
     symbolic,
 )
-from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
+from jair_kernels._triton_pool import mask_arguments, split_tokens
 
 Tensor = torch.Tensor
 
 
 @triton.jit
-def load_rows(x, b, g, m, keep, L, D, R, x_b, x_l, x_h, d):
+def within(keep, d, D: tl.constexpr):
+    """Mask of the kept rows and the columns below D; the columns are left out where D fills the block."""
+    inside = keep[:, None]
+    if d.shape[0] != D:
+        inside = inside & (d < D)[None, :]
+    return inside
+
+
+@triton.jit
+def load_rows(x, b, g, m, keep, L, D: tl.constexpr, R, x_b, x_l, x_h, d):
     """Rows m of the queries of group g, or of what has their shape; 0 where not kept."""
     at = x + b * x_b + (m % L).to(tl.int64) * x_l + (g * R + m // L).to(tl.int64) * x_h
-    return tl.load(at[:, None] + d[None, :], mask=keep[:, None] & (d < D)[None, :], other=0.0)
+    return tl.load(at[:, None] + d[None, :], mask=within(keep, d, D), other=0.0)
 
 
 @triton.jit
@@ -45,42 +54,58 @@ def load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e):
 
 
 @triton.jit
-def load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE: tl.constexpr):
-    """Keys and values n, and which of them are not finite. With ranges those are 0: a product with a weight
-    of 0 would carry their NaN to queries that do not attend them.
+def keys_kept(mask, n0, end, m_n, HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which keys of the block at n0 exist and are kept by the mask of the sample."""
+    step = tl.arange(0, BLOCK_N)
+    keep = step < (end - n0).to(tl.int32)
+    if HAS_MASK:
+        keep = keep & (tl.load(mask + n0 * m_n + step.to(tl.int64) * m_n, mask=keep, other=0) != 0)
+    return keep
+
+
+@triton.jit
+def load_keys(k, v, n0, keep, D: tl.constexpr, k_n, v_n, d, HAS_RANGE: tl.constexpr):
+    """The block of keys and values that starts at n0, of the head that k and v point to, and which of them
+    are not finite. With ranges those are 0: a product with a weight of 0 would carry their NaN to queries
+    that do not attend them.
     """
-    inside = keep[:, None] & (d < D)[None, :]
-    kn = tl.load(k + b * k_b + g * k_h + n[:, None] * k_n + d[None, :], mask=inside, other=0.0)
-    vn = tl.load(v + b * v_b + g * v_h + n[:, None] * v_n + d[None, :], mask=inside, other=0.0)
+    inside = within(keep, d, D)
+    n = n0 + tl.arange(0, keep.shape[0]).to(tl.int64)
+    kn = tl.load(k + n[:, None] * k_n + d[None, :], mask=inside, other=0.0)
+    vn = tl.load(v + n[:, None] * v_n + d[None, :], mask=inside, other=0.0)
     broken = n < 0
     if HAS_RANGE:
         wide_k, wide_v = kn.to(tl.float32), vn.to(tl.float32)
-        faults = tl.sum((wide_k - wide_k != 0).to(tl.int32), 1)
-        faults += tl.sum((wide_v - wide_v != 0).to(tl.int32), 1)
-        broken = faults > 0
+        broken = tl.sum((wide_k - wide_k) + (wide_v - wide_v), 1) != 0  # a sum of zeros or NaN
         kn, vn = tl.where(broken[:, None], 0.0, kn), tl.where(broken[:, None], 0.0, vn)
     return kn, vn, broken
 
 
 @triton.jit
-def scores_of(q, kn, n, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
-    """Scores [rows, keys], -inf where a key is not attended, NaN where one is that is not finite; and which
-    are attended."""
+def exponential(x):
+    """e^x by the hardware's power of two, without the detour for results below 2^-126, which are 0."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def scores_of(q, kn, n0, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
+    """Scores [rows, keys], -inf where a key is not attended, NaN where one is that is not finite."""
     s = tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale
-    inside = keep[None, :] & (start >= 0)[:, None]
     if HAS_RANGE:
-        key = n.to(tl.int32)[None, :]
-        inside = inside & (key >= start[:, None]) & (key < end[:, None])
-        s = tl.where(broken[None, :], float("nan"), s)
-    return tl.where(inside, s, float("-inf")), inside
+        key = (n0 + tl.arange(0, keep.shape[0])).to(tl.int32)[None, :]
+        inside = keep[None, :] & (key >= start[:, None]) & (key < end[:, None])
+        s = tl.where(inside, tl.where(broken[None, :], float("nan"), s), float("-inf"))
+    else:  # one multiply-add; what is not kept was loaded as 0, and s is finite there
+        s += tl.where(keep, 0.0, float("-inf"))[None, :]
+    return s
 
 
 @triton.jit
 def forward_kernel(
-    q, k, v, mask, kv_range, o, stats, scale, L, N, D, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
-    m_b, m_n, r_b, r_l, r_e, splits, segment, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr,
-    MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    q, k, v, mask, kv_range, o, stats, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b, v_n, v_h,
+    m_b, m_n, r_b, r_l, r_e, splits, segment, D: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_RANGE: tl.constexpr, MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows, one segment of keys. MERGED: outputs [image, split, row] of the segment alone."""
     M = R * L
@@ -96,17 +121,17 @@ def forward_kernel(
         start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total, acc = tl.zeros([BLOCK_M], tl.float32), tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
     for n0 in range(first, last, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
-        kn, vn, broken = load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE)
-        s, inside = scores_of(rows, kn, n, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
+        keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
+        kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
+        s = scores_of(rows, kn, n0, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
         larger = tl.maximum(top, tl.max(s, 1))
         base = tl.where(larger == float("-inf"), 0.0, larger)
-        p = tl.where(inside, tl.exp(s - base[:, None]), 0.0)
-        decay = tl.exp(top - base)
+        p = exponential(s - base[:, None])
+        decay = exponential(top - base)
         total = total * decay + tl.sum(p, 1)
         acc = tl.dot(p.to(vn.dtype), vn, acc * decay[:, None], input_precision=PRECISION)
         top = larger
@@ -123,33 +148,39 @@ def forward_kernel(
     to = row * D
     if not MERGED:
         to = ((b * L + m % L) * (G * R) + g * R + m // L) * D
-    tl.store(o + to[:, None] + d[None, :], out.to(o.dtype.element_ty), mask=live[:, None] & (d < D)[None, :])
+    tl.store(o + to[:, None] + d[None, :], out.to(o.dtype.element_ty), mask=within(live, d, D))
 
 
 @triton.jit
-def merge_kernel(parts, part_stats, o, stats, L, D, R, G, splits, BLOCK_D: tl.constexpr):
-    """One row from its segments, in the order of the keys; each counts with its sum of exponentials."""
-    row = tl.program_id(0).to(tl.int64)
+def merge_kernel(
+    parts, part_stats, o, stats, rows, L, R, G, splits, D: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Rows from their segments, in the order of the keys; each counts with its sum of exponentials."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     M = R * L
     image, m = row // M, row % M
     b, g = image // G, image % G
-    d = tl.arange(0, BLOCK_D)
-    top, total, acc = -float("inf"), 0.0, tl.zeros([BLOCK_D], tl.float32)
+    d, live = tl.arange(0, BLOCK_D), row < rows
+    top, total = tl.full([BLOCK_R], float("-inf"), tl.float32), tl.zeros([BLOCK_R], tl.float32)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for i in range(splits):
         at = (image * splits + i) * M + m
-        part = tl.load(parts + at * D + d, mask=d < D, other=0.0)
-        here, weight = tl.load(part_stats + 2 * at), tl.load(part_stats + 2 * at + 1)
+        part = tl.load(parts + (at * D)[:, None] + d[None, :], mask=within(live, d, D), other=0.0)
+        here = tl.load(part_stats + 2 * at, mask=live, other=float("-inf"))
+        weight = tl.load(part_stats + 2 * at + 1, mask=live, other=0.0)
         larger = tl.maximum(top, here)
         base = tl.where(larger == float("-inf"), 0.0, larger)
-        old, new = tl.exp(top - base), weight * tl.exp(here - base)
-        acc = acc * old + part * new
+        old, new = exponential(top - base), weight * exponential(here - base)
+        acc = acc * old[:, None] + part * new[:, None]
         total = total * old + new
         top = larger
     inverse = tl.where(total == 0, 0.0, 1 / tl.where(total == 0, 1.0, total))
-    tl.store(stats + 2 * row, top)
-    tl.store(stats + 2 * row + 1, inverse)
-    to = ((b * L + m % L) * (G * R) + g * R + m // L) * D
-    tl.store(o + to + d, (acc * inverse).to(o.dtype.element_ty), mask=d < D)
+    tl.store(stats + 2 * row, top, mask=live)
+    tl.store(stats + 2 * row + 1, inverse, mask=live)
+    to = o + ((b * L + m % L) * (G * R) + g * R + m // L) * D
+    out = (acc * inverse[:, None]).to(o.dtype.element_ty)
+    tl.store(to[:, None] + d[None, :], out, mask=within(live, d, D))
 
 
 def _grouped(q: Tensor, k: Tensor) -> tuple[Any, ...]:
@@ -169,7 +200,13 @@ def options(q: Tensor, mask: Tensor | None, kv_range: Tensor | None, config: Con
     """Compile-time arguments of the kernels."""
     blocks = {name: value for name, value in config.items() if name != "SEGMENT"}
     masks = {"HAS_MASK": mask is not None, "HAS_RANGE": kv_range is not None}
-    return {**blocks, **masks, "PRECISION": precision(q), "BLOCK_D": padded(q.shape[3])}
+    width = {"D": int(q.shape[3]), "BLOCK_D": padded(q.shape[3])}
+    return {**blocks, **masks, **width, "PRECISION": precision(q)}
+
+
+def row_options(d: int) -> dict[str, Any]:
+    """Compile-time arguments of a kernel that joins rows of width d: several rows a program."""
+    return {"D": int(d), "BLOCK_R": 1024 // padded(d), "BLOCK_D": padded(d), "num_warps": 4}
 
 
 def forward(
@@ -193,14 +230,15 @@ def forward(
             part_stats = q.new_empty((b, g, splits, r * l, 2), dtype=torch.float32)
         launch(
             forward_kernel, (b * g * splits * tiles,), q, q, k, v, mask_arguments(mask, q)[0],
-            q if kv_range is None else kv_range, parts, part_stats, scale, l, n, d, r, g,
+            q if kv_range is None else kv_range, parts, part_stats, scale, l, n, r, g,
             *arguments(q, k, v, mask, kv_range), splits, segment, MERGED=merged,
             **options(q, mask, kv_range, config),
         )  # fmt: skip
         if merged:
+            meta = row_options(d)
             launch(
-                merge_kernel, (b * h * l,), q, parts, part_stats, o, stats, l, d, r, g, splits,
-                BLOCK_D=padded(d), num_warps=1,
+                merge_kernel, (ceil_div(b * h * l, meta["BLOCK_R"]),), q, parts, part_stats, o, stats,
+                b * h * l, l, r, g, splits, **meta,
             )  # fmt: skip
         return o, stats
 
@@ -220,7 +258,8 @@ def backward(
     scale: float,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The op's backward, see `triton_grad`."""
-    from jair_kernels.cross_attention.triton_grad import backward as run
+    """The op's backward, by the kernels of `triton_once` where they fit, else those of `triton_grad`."""
+    from jair_kernels.cross_attention import triton_grad, triton_once
 
+    run = triton_once.backward if triton_once.fits(q, k) else triton_grad.backward
     return run(dout, q, k, v, mask, kv_range, o, stats, scale, packed)

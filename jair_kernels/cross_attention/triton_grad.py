@@ -1,5 +1,6 @@
-"""The backward of fused_cross_attention in Triton: dk and dv by a program for each block of keys, dq by one
-for each tile of queries and segment of the keys. Scores are computed again; nothing is summed by atomics.
+"""The backward of fused_cross_attention in Triton: dq by a program for each tile of queries and segment of
+the keys, dk and dv by one for each block of keys. Scores are computed again; nothing is summed by atomics.
+Few queries are left to `triton_once`.
 """
 
 from __future__ import annotations
@@ -10,107 +11,85 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import Config, ceil_div, configured, launch, padded, rows_contiguous, symbolic
-from jair_kernels._triton_pool import mask_arguments, split_tokens, tokens_kept
+from jair_kernels._triton import Config, ceil_div, configured, launch, rows_contiguous, symbolic
+from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
     arguments,
+    exponential,
+    keys_kept,
     load_bounds,
     load_keys,
     load_rows,
     options,
+    row_options,
     scores_of,
+    within,
 )
 
 Tensor = torch.Tensor
 
 
 @triton.jit
-def delta_kernel(o, dout, delta, L, D, H, o_b, o_l, o_h, g_b, g_l, g_h, BLOCK_D: tl.constexpr):
-    """delta[b,h,l] = o . dout, the mean of dP under the weights of a query."""
-    row = tl.program_id(0).to(tl.int64)
-    b, h, l = row // (H * L), row // L % H, row % L
-    d = tl.arange(0, BLOCK_D)
-    left = tl.load(o + b * o_b + l * o_l + h * o_h + d, mask=d < D, other=0.0).to(tl.float32)
-    right = tl.load(dout + b * g_b + l * g_l + h * g_h + d, mask=d < D, other=0.0).to(tl.float32)
-    tl.store(delta + row, tl.sum(left * right, 0))
-
-
-@triton.jit
 def weights_and_gradient(
-    rows, grads, top, inverse, delta, kn, vn, n, keep, broken, start, end, scale, ONE, HAS_RANGE:
-        tl.constexpr,
-    PRECISION: tl.constexpr,
+    rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, start, end, scale, N, ONE: tl.constexpr,
+    HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P and dS = P (dP - delta) of a tile. Where it holds all keys (ONE) delta is summed from these very P
-    and dP, which is exact for a single key.
+    """P and dS = P (dP - delta) of a tile. Where it holds all keys (ONE is 1; or 2, if only a launch knows N)
+    delta is summed from these very P and dP, which is exact for a single key. Rows without keys have to be 0
+    in `rows` and `grads`. A query that is not finite leaves NaN in masked keys, if there are no ranges.
     """
-    s, inside = scores_of(rows, kn, n, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
-    p = tl.where(inside & (inverse != 0)[:, None], tl.exp(s - top[:, None]) * inverse[:, None], 0.0)
+    s = scores_of(rows, kn, n0, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
+    p = exponential(s - top[:, None]) * inverse[:, None]
+    if HAS_RANGE:
+        p = tl.where((s == float("-inf")) | (inverse == 0)[:, None], 0.0, p)
     dp = tl.dot(grads, tl.trans(vn), input_precision=PRECISION)
-    if ONE:
+    if ONE == 1:
         delta = tl.sum(p * dp, 1)
-    return p, tl.where(p == 0, 0.0, p * (dp - delta[:, None]))
+    elif ONE == 2:  # noqa: SIM102 - the one is for the compiler, the other for the kernel
+        if keep.shape[0] >= N:
+            delta = tl.sum(p * dp, 1)
+    ds = p * (dp - delta[:, None])
+    if HAS_RANGE:
+        ds = tl.where(p == 0, 0.0, ds)
+    return p, ds
 
 
 @triton.jit
-def load_statistics(stats, delta, image, m, live, M):
-    """Largest score (0 for a row without keys), inverse sum and delta of rows."""
+def load_statistics(stats, image, m, live, M):
+    """Largest score (0 for a row without keys) and inverse sum of rows."""
     row = image * M + m
     inverse = tl.load(stats + 2 * row + 1, mask=live, other=0.0)
-    top = tl.load(stats + 2 * row, mask=live & (inverse != 0), other=0.0)
-    return top, inverse, tl.load(delta + row, mask=live & (inverse != 0), other=0.0)
+    return tl.load(stats + 2 * row, mask=live & (inverse != 0), other=0.0), inverse
 
 
 @triton.jit
-def keys_kernel(
-    dout, q, k, v, mask, kv_range, stats, delta, dkv, scale, L, N, D, R, G, q_b, q_l, q_h, k_b, k_n, k_h,
-    v_b, v_n,
-    v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, to_n, dk_at, dv_at, HAS_MASK: tl.constexpr,
-    HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows."""
-    M = R * L
-    blocks = tl.cdiv(N, BLOCK_N)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    b, g = image // G, image % G
-    n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
-    kn, vn, broken = load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE)
-    dk, dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32), tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for m0 in range(0, M, BLOCK_M):
-        m = m0 + tl.arange(0, BLOCK_M)
-        live = m < M
-        top, inverse, inner = load_statistics(stats, delta, image, m, live, M)
-        start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
-        if HAS_RANGE:
-            start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
-        live = live & (inverse != 0)  # what a row without keys holds may be NaN
-        rows = load_rows(q, b, g, m, live, L, D, R, q_b, q_l, q_h, d)
-        grads = load_rows(dout, b, g, m, live, L, D, R, g_b, g_l, g_h, d)
-        p, ds = weights_and_gradient(
-            rows, grads, top, inverse, inner, kn, vn, n, keep, broken, start, end, scale, N <= BLOCK_N,
-            HAS_RANGE, PRECISION,
-        )  # fmt: skip
-        dv = tl.dot(tl.trans(p).to(grads.dtype), grads, dv, input_precision=PRECISION)
-        dk = tl.dot(tl.trans(ds).to(rows.dtype), rows, dk, input_precision=PRECISION)
-    to = dkv + (b * N + n)[:, None] * to_n + g * D + d[None, :]
-    inside = (n < N)[:, None] & (d < D)[None, :]
-    tl.store(to + dk_at, (dk * scale).to(dkv.dtype.element_ty), mask=inside)
-    tl.store(to + dv_at, dv.to(dkv.dtype.element_ty), mask=inside)
+def inner_products(x, y):
+    """Row sums of x y in float32: delta = o . dout, the mean of dP under the weights of a query."""
+    return tl.sum(x.to(tl.float32) * y.to(tl.float32), 1)
+
+
+@triton.jit
+def store_keys(to, rows, n0, end, keep, to_n, d, D: tl.constexpr, HAS_MASK: tl.constexpr):
+    """The block at n0 of dk or dv of one head, of its keys below end; 0 where masked, whatever the queries
+    hold.
+    """
+    if HAS_MASK:
+        rows = tl.where(keep[:, None], rows, 0.0)
+    step = tl.arange(0, keep.shape[0])
+    at = to + (n0 + step.to(tl.int64))[:, None] * to_n + d[None, :]
+    tl.store(at, rows.to(to.dtype.element_ty), mask=within(step < (end - n0).to(tl.int32), d, D))
 
 
 @triton.jit
 def queries_kernel(
-    dout, q, k, v, mask, kv_range, stats, delta, dq, scale, L, N, D, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
-    v_n,
-    v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, to_l, splits, segment, HAS_MASK: tl.constexpr,
-    HAS_RANGE: tl.constexpr, MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    dout, q, k, v, mask, kv_range, o, stats, delta, dq, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h,
+    v_b, v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, o_b, o_l, o_h, to_l, splits, segment,
+    D: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr,
+    MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dq = scale dS k of one tile of rows, over one segment of keys. MERGED: [image, split, row], summed
-    later.
+    """dq = scale dS k of one tile of rows, over one segment of keys, and delta for `keys_kernel`. MERGED:
+    [image, split, row], summed later.
     """
     M = R * L
     tiles = tl.cdiv(M, BLOCK_M)
@@ -119,45 +98,126 @@ def queries_kernel(
     b, g = image // G, image % G
     m = (tl.program_id(0) % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     d, live = tl.arange(0, BLOCK_D), m < M
-    top, inverse, inner = load_statistics(stats, delta, image, m, live, M)
+    top, inverse = load_statistics(stats, image, m, live, M)
     start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
     if HAS_RANGE:
         start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
-    attending = live & (inverse != 0)
+    attending = live & (inverse != 0)  # what a row without keys holds may be NaN
     rows = load_rows(q, b, g, m, attending, L, D, R, q_b, q_l, q_h, d)
     grads = load_rows(dout, b, g, m, attending, L, D, R, g_b, g_l, g_h, d)
+    inner = inner_products(load_rows(o, b, g, m, attending, L, D, R, o_b, o_l, o_h, d), grads)
+    if split == 0:
+        tl.store(delta + image * M + m, inner, mask=live)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
     for n0 in range(first, last, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep = tokens_kept(mask, b, n, last, m_b, m_n, HAS_MASK)
-        kn, vn, broken = load_keys(k, v, b, g, n, keep, D, k_b, k_n, k_h, v_b, v_n, v_h, d, HAS_RANGE)
+        keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
+        kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
         _, ds = weights_and_gradient(
-            rows, grads, top, inverse, inner, kn, vn, n, keep, broken, start, end, scale, N <= BLOCK_N,
-            HAS_RANGE, PRECISION,
+            rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
+            PRECISION,
         )  # fmt: skip
         acc = tl.dot(ds.to(kn.dtype), kn, acc, input_precision=PRECISION)
     to = (place * M + m) * D
     if not MERGED:
         to = (b * L + m % L) * to_l + (g * R + m // L) * D
-    inside = live[:, None] & (d < D)[None, :]
-    tl.store(dq + to[:, None] + d[None, :], (acc * scale).to(dq.dtype.element_ty), mask=inside)
+    out = (acc * scale).to(dq.dtype.element_ty)
+    tl.store(dq + to[:, None] + d[None, :], out, mask=within(live, d, D))
 
 
 @triton.jit
-def sum_kernel(parts, dq, L, D, R, G, to_l, splits, BLOCK_D: tl.constexpr):
-    """One row of dq from its segments, in the order of the keys."""
-    row = tl.program_id(0).to(tl.int64)
+def keys_kernel(
+    dout, q, k, v, mask, kv_range, stats, delta, dkv, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
+    v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, to_n, dk_at, dv_at, D: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows; both are summed transposed,
+    where a block of 32 keys is wide enough for the matrix units.
+    """
+    M = R * L
+    blocks = tl.cdiv(N, BLOCK_N)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    b, g = image // G, image % G
+    n0 = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N
+    d = tl.arange(0, BLOCK_D)
+    k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
+    keep = keys_kept(mask, n0, N, m_n, HAS_MASK, BLOCK_N)
+    kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
+    dk, dv = tl.zeros([BLOCK_D, BLOCK_N], tl.float32), tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    for m0 in range(0, M, BLOCK_M):
+        m = m0 + tl.arange(0, BLOCK_M)
+        live = m < M
+        top, inverse = load_statistics(stats, image, m, live, M)
+        start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
+        if HAS_RANGE:
+            start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
+        live = live & (inverse != 0)
+        inner = tl.load(delta + image * M + m, mask=live, other=0.0)
+        rows = load_rows(q, b, g, m, live, L, D, R, q_b, q_l, q_h, d)
+        grads = load_rows(dout, b, g, m, live, L, D, R, g_b, g_l, g_h, d)
+        p, ds = weights_and_gradient(
+            rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
+            PRECISION,
+        )  # fmt: skip
+        dv = tl.dot(tl.trans(grads), p.to(grads.dtype), dv, input_precision=PRECISION)
+        dk = tl.dot(tl.trans(rows), ds.to(rows.dtype), dk, input_precision=PRECISION)
+    dkv += b * N * to_n + g * D
+    store_keys(dkv + dk_at, tl.trans(dk) * scale, n0, N, keep, to_n, d, D, HAS_MASK)
+    store_keys(dkv + dv_at, tl.trans(dv), n0, N, keep, to_n, d, D, HAS_MASK)
+
+
+@triton.jit
+def sum_kernel(
+    parts, dq, rows, L, R, G, to_l, splits, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Rows of dq from their segments, in the order of the keys."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     M = R * L
     image, m = row // M, row % M
     b, g = image // G, image % G
     d = tl.arange(0, BLOCK_D)
-    acc = tl.zeros([BLOCK_D], tl.float32)
+    inside = within(row < rows, d, D)
+    acc = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for i in range(splits):
-        acc += tl.load(parts + ((image * splits + i) * M + m) * D + d, mask=d < D, other=0.0)
-    to = (b * L + m % L) * to_l + (g * R + m // L) * D
-    tl.store(dq + to + d, acc.to(dq.dtype.element_ty), mask=d < D)
+        at = ((image * splits + i) * M + m) * D
+        acc += tl.load(parts + at[:, None] + d[None, :], mask=inside, other=0.0)
+    to = dq + (b * L + m % L) * to_l + (g * R + m // L) * D
+    tl.store(to[:, None] + d[None, :], acc.to(dq.dtype.element_ty), mask=inside)
+
+
+def gradient_options(
+    q: Tensor, k: Tensor, mask: Tensor | None, kv_range: Tensor | None, config: Config
+) -> dict[str, Any]:
+    """Compile-time arguments of the backward's kernels; for ONE see `weights_and_gradient`."""
+    n = k.shape[1]
+    one = 2 if symbolic(n) else int(n <= config["BLOCK_N"])
+    return {**options(q, mask, kv_range, config), "ONE": one}
+
+
+def new_gradients(q: Tensor, k: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+    """dq and dkv, where dk and dv lie (dkv, or dq if packed), and in it the stride of a key and the starts of
+    dk and dv.
+    """
+    b, l, h, d = q.shape
+    n, g = k.shape[1:3]
+    parts = 3 if packed else 2
+    dq = q.new_empty((b, n, 3, h, d) if packed else (b, l, h, d))
+    dkv = q.new_empty((0,) if packed else (b, n, 2, g, d))
+    return dq, dkv, dq if packed else dkv, (parts * g * d, (parts - 2) * g * d, (parts - 1) * g * d)
+
+
+def add_segments(partial: Tensor, dq: Tensor, q: Tensor, to_l: Any) -> None:
+    """dq, whose tokens are to_l apart, from the segments [B,h_kv,splits,rows,d]."""
+    b, l, h, d = q.shape
+    g, splits = partial.shape[1:3]
+    meta = row_options(d)
+    launch(
+        sum_kernel, (ceil_div(b * h * l, meta["BLOCK_R"]),), q, partial, dq, b * h * l, l, h // g, g, to_l,
+        splits, **meta,
+    )  # fmt: skip
 
 
 def backward(
@@ -177,52 +237,32 @@ def backward(
     b, l, h, d = q.shape
     n, g = k.shape[1:3]
     r = h // g
-    dq = q.new_empty((b, n, 3, h, d) if packed else (b, l, h, d))
-    dkv = q.new_empty((0,) if packed else (b, n, 2, g, d))
+    dq, dkv, keys, places = new_gradients(q, k, packed)
     if not symbolic(b) and b == 0:
         return dq, dkv
-    delta = q.new_empty((b, h, l), dtype=torch.float32)
     stats = stats.contiguous()
-    launch(
-        delta_kernel, (b * h * l,), q, o, dout, delta, l, d, h, *o.stride()[:3], *dout.stride()[:3],
-        BLOCK_D=padded(d), num_warps=1,
-    )  # fmt: skip
-    parts = 3 if packed else 2
+    delta = q.new_empty((b, h, l), dtype=torch.float32)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
-        meta = options(q, mask, kv_range, config)
+        meta = gradient_options(q, k, mask, kv_range, config)
         given = (mask_arguments(mask, q)[0], q if kv_range is None else kv_range)
         inputs: tuple[Any, ...] = (dout, q, k, v, *given)
-        sizes = (scale, l, n, d, r, g, *arguments(q, k, v, mask, kv_range), *dout.stride()[:3])
-        launch(
-            keys_kernel, (b * g * ceil_div(n, config["BLOCK_N"]),), q, *inputs, stats, delta, dq if packed
-            else dkv, *sizes, parts * g * d, (parts - 2) * g * d, (parts - 1) * g * d, **meta,
-        )  # fmt: skip
+        sizes = (scale, l, n, r, g, *arguments(q, k, v, mask, kv_range), *dout.stride()[:3])
         tiles = ceil_div(r * l, config["BLOCK_M"])
         splits, segment = split_tokens(b * g, n, tiles, config)
         merged = symbolic(splits) or splits > 1
         partial = q.new_empty((b, g, splits, r * l, d), dtype=torch.float32) if merged else dq
         to_l = (3 if packed else 1) * h * d
         launch(
-            queries_kernel, (b * g * splits * tiles,), q, *inputs, stats, delta, partial, *sizes, to_l,
-            splits, segment, MERGED=merged, **meta,
+            queries_kernel, (b * g * splits * tiles,), q, *inputs, o, stats, delta, partial, *sizes,
+            *o.stride()[:3], to_l, splits, segment, MERGED=merged, **meta,
+        )  # fmt: skip
+        launch(
+            keys_kernel, (b * g * ceil_div(n, config["BLOCK_N"]),), q, *inputs, stats, delta, keys, *sizes,
+            *places, **meta,
         )  # fmt: skip
         if merged:
-            launch(
-                sum_kernel,
-                (b * h * l,),
-                q,
-                partial,
-                dq,
-                l,
-                d,
-                r,
-                g,
-                to_l,
-                splits,
-                BLOCK_D=padded(d),
-                num_warps=1,
-            )
+            add_segments(partial, dq, q, to_l)
         return dq, dkv
 
     result: tuple[Tensor, Tensor] = configured("cross_attention_backward", q, d, run)

@@ -19,6 +19,11 @@ struct Fragment {
 // Of a 16x8 float32 result: elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
 using Accumulator = float[4];
 
+// Kernels that need more shared memory than a block had before Hopper are empty for earlier GPUs.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define JAIR_LARGE_SHARED
+#endif
+
 #ifdef JAIR_EMULATED
 #include "cuda_emulator.h"
 #else

@@ -122,9 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2,
-                                                  OptionalTensor b2, OptionalTensor mask, Tensor softmax,
-                                                  Tensor stats, Tensor delta, bool tanh, int64_t shares,
-                                                  int64_t share_tokens) {
+                                                  OptionalTensor b2, OptionalTensor mask, Tensor softmax, Tensor stats,
+                                                  Tensor delta, bool tanh, int64_t shares, int64_t share_tokens) {
   const LearnerCall call{x, wg, c, e, w2, b2, mask, 0, tanh, shares, share_tokens};
   call.check_all();
   check_shape(dy, {call.batch(), call.outputs(), call.width()}, "dy");

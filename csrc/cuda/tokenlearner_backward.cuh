@@ -18,7 +18,7 @@ namespace jair::cuda {
 template <typename T>
 struct LearnerGradients {
   const T* dy;          // [B,K,D]
-  const float2 *pairs;  // [B,K]: largest score and inverse sum
+  const float2* pairs;  // [B,K]: largest score and inverse sum
   const float2* stats;  // [B,N]: mean and 1/std
   const float* delta;   // [B,K]: y . dy
   T *dx, *dh, *g, *ds;  // [B,N,D], [B,N,64], [B,N,64] = gelu(h), [B,N,kOutputs]: the latter with zeros beyond H and K
@@ -121,7 +121,8 @@ struct LearnerBackwardBlock {
     const int quarter = warp % 4, half = warp / 4;
     const T* x = shared.x + tile_row(lane) * Shared::kPitch + tile_column(lane);
     const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
-    const T* dy = shared.dy + ((kOutputTiles == 2 ? half * 16 : 0) + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* dy =
+        shared.dy + ((kOutputTiles == 2 ? half * 16 : 0) + tile_row(lane)) * Shared::kPitch + tile_column(lane);
 #pragma unroll 2
     for (int d = quarter * (kWidth / 4); d < (quarter + 1) * (kWidth / 4); d += 16) {
       Fragment a[kRowTiles], b[3];
@@ -400,6 +401,7 @@ struct LearnerBackwardBlock {
 
 template <typename T, int kWidth, int kRows, int kOutputs>
 __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Learner<T> in, LearnerGradients<T> out) {
+#ifdef JAIR_LARGE_SHARED
   using Block = LearnerBackwardBlock<T, kWidth, kRows, kOutputs>;
   JAIR_SHARED(memory);
   Block block{in, out, *reinterpret_cast<typename Block::Shared*>(memory)};
@@ -433,6 +435,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Lear
     step = step.next(in, kRows);
     if (step.item < items) block.load_tokens(step, buffer ^ 1);
   }
+#endif
 }
 
 }  // namespace jair::cuda

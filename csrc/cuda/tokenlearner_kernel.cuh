@@ -25,10 +25,10 @@ struct Learner {
   int64_t x_image, x_token;
   const uint8_t* mask;  // null: all tokens are kept
   int64_t mask_image, mask_token;
-  const T* wg;             // [H,D]
-  const float *c, *e;      // [H]
-  const T* w2;             // [K,H]
-  const float* b2;         // [K] or null, as is b2_narrow: one of them at most is given
+  const T* wg;         // [H,D]
+  const float *c, *e;  // [H]
+  const T* w2;         // [K,H]
+  const float* b2;     // [K] or null, as is b2_narrow: one of them at most is given
   const T* b2_narrow;
   int64_t batch, tokens, hidden, outputs;
   int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
@@ -298,7 +298,8 @@ struct LearnerBlock {
       const float all = total[column] * decay + column_sum(sum), inverse = all == 0.f ? 0.f : 1.f / all;
       if (g == 0) {
         shared.decay[k] = decay, shared.inverse[k] = inverse;
-        if (last && k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+        if (last && k < in.outputs)
+          pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
       }
       top[column] = last ? -INFINITY : largest, total[column] = last ? 0.f : all;
     }
@@ -354,11 +355,12 @@ struct LearnerBlock {
   }
 };
 
-// y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a share's
-// softmax; stats [B,N]: mean and 1/std of every token.
+// y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a
+// share's softmax; stats [B,N]: mean and 1/std of every token.
 template <typename T, int kWidth, int kRows, int kOutputs>
 __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in, T* y, float* parts, float2* pairs,
                                                                    float2* stats) {
+#ifdef JAIR_LARGE_SHARED
   using Block = LearnerBlock<T, kWidth, kRows, kOutputs>;
   JAIR_SHARED(memory);
   Block block{in, *reinterpret_cast<typename Block::Shared*>(memory)};
@@ -386,6 +388,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in
     if (step.last(kRows)) block.store(step, pooled, y, parts);
     step = next;
   }
+#endif
 }
 
 }  // namespace jair::cuda

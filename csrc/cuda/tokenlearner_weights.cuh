@@ -18,12 +18,12 @@ struct LearnerSums {
   int64_t x_image, x_token;
   const uint8_t* mask;
   int64_t mask_image, mask_token;
-  const float2* stats;       // [B,N]: mean and 1/std
-  const T *dh, *g, *ds;      // [B,N,64], [B,N,64], [B,N,kOutputs]
-  int64_t tokens, all;       // of an image and of the batch
+  const float2* stats;   // [B,N]: mean and 1/std
+  const T *dh, *g, *ds;  // [B,N,64], [B,N,64], [B,N,kOutputs]
+  int64_t tokens, all;   // of an image and of the batch
   int64_t hidden, outputs;
-  int64_t share_tokens;      // a multiple of kWeightRows
-  float* parts;              // [share, H D + K H + H + K]
+  int64_t share_tokens;  // a multiple of kWeightRows
+  float* parts;          // [share, H D + K H + H + K]
 };
 
 template <typename T, int kChunk, int kOutputs>
@@ -176,6 +176,7 @@ struct LearnerWeightBlock {
 // Blocks: all chunks of the first share, then of the second, ...
 template <typename T, int kWidth, int kChunk, int kOutputs>
 __global__ __launch_bounds__(kLearnerThreads, 1) void learn_weights(LearnerSums<T> in) {
+#ifdef JAIR_LARGE_SHARED
   using Block = LearnerWeightBlock<T, kWidth, kChunk, kOutputs>;
   JAIR_SHARED(memory);
   constexpr int kChunks = kWidth / kChunk;
@@ -201,6 +202,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_weights(LearnerSums<
     stage = (stage + 1) % kWeightStages;
   }
   block.store(share, acc, small, column);
+#endif
 }
 
 }  // namespace jair::cuda

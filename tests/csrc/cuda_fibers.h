@@ -90,7 +90,8 @@ inline void enter() {
 
 // Runs a kernel, its threads in either order, in which a missing barrier shows; false if threads wait for others that
 // have ended.
-inline bool run(const std::function<void()>& body, dim3 grid, int threads, size_t shared_bytes, bool backwards = false) {
+inline bool run(const std::function<void()>& body, dim3 grid, int threads, size_t shared_bytes,
+                bool backwards = false) {
   constexpr size_t kStack = 1 << 17;
   gridDim = grid, blockDim = dim3(threads);
   for (unsigned b = 0; b < grid.x; ++b) {

@@ -20,8 +20,8 @@ struct Host {
 };
 
 template <typename T, int kWidth, int kRows, int kOutputs>
-double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift, int blocks,
-             bool backwards = false) {
+double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift,
+             int blocks, bool backwards = false) {
   std::mt19937 random(7);
   const int D = kWidth;
   Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
@@ -47,10 +47,12 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
   in.shares = shares, in.share_tokens = (tokens + shares * kRows - 1) / (shares * kRows) * kRows;
   in.eps = 1e-6f, in.tanh = tanh;
   std::vector<float> y(static_cast<size_t>(batch) * shares * outputs * D, NAN);
-  std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)), stats(batch * tokens, make_float2(NAN, NAN));
+  std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)),
+      stats(batch * tokens, make_float2(NAN, NAN));
   using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
-  if (!emulator::run([&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-                     dim3(blocks), kLearnerThreads, sizeof(Shared), backwards))
+  if (!emulator::run(
+          [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
+          dim3(blocks), kLearnerThreads, sizeof(Shared), backwards))
     return INFINITY;
   double worst = 0;
   for (int b = 0; b < batch; ++b) {
@@ -98,7 +100,8 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
           double sum = 0;
           for (int n = begin; n < end; ++n) {
             if (!mask[b * tokens + n]) continue;
-            sum += std::exp(scores[n * outputs + k] - top) * inverse * x.at((static_cast<size_t>(b) * tokens + n) * D + d);
+            sum +=
+                std::exp(scores[n * outputs + k] - top) * inverse * x.at((static_cast<size_t>(b) * tokens + n) * D + d);
           }
           const double off = y[item * D + d] - sum;
           error += off * off, size += sum * sum;
@@ -112,8 +115,8 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
 }
 
 template <typename T, int kWidth, int kRows, int kOutputs>
-double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift, int blocks,
-               bool backwards) {
+double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift,
+               int blocks, bool backwards) {
   std::mt19937 random(11);
   const int D = kWidth;
   Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
@@ -219,7 +222,7 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   in.eps = 1e-6f, in.tanh = tanh;
   Host<T> dx_out(rows * D, random, NAN), dh_out(rows * kHidden, random, NAN), g_out(rows * kHidden, random, NAN);
   Host<T> ds_out(rows * kOutputs, random, NAN);
-  LearnerGradients<T> out{dy.data.data(), pairs.data(),       stats.data(),       delta.data(),
+  LearnerGradients<T> out{dy.data.data(),     pairs.data(),       stats.data(),      delta.data(),
                           dx_out.data.data(), dh_out.data.data(), g_out.data.data(), ds_out.data.data()};
   using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
   if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), kLearnerThreads,
@@ -266,14 +269,22 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
     for (int64_t i = 0; i < size; ++i) got[i] += parts[part * size + i];
   }
   double weights[4] = {};
-  const int64_t ends[] = {static_cast<int64_t>(hidden) * D, static_cast<int64_t>(hidden) * (D + outputs), size - outputs, size};
+  const int64_t ends[] = {static_cast<int64_t>(hidden) * D, static_cast<int64_t>(hidden) * (D + outputs),
+                          size - outputs, size};
   for (int i = 0; i < 4; ++i) {
     double error = 0, norm = 1e-9;
-    for (int64_t j = i ? ends[i - 1] : 0; j < ends[i]; ++j) error += std::pow(got[j] - want[j], 2), norm += want[j] * want[j];
+    for (int64_t j = i ? ends[i - 1] : 0; j < ends[i]; ++j)
+      error += std::pow(got[j] - want[j], 2), norm += want[j] * want[j];
     weights[i] = std::sqrt(error / norm);
   }
-  const double errors[] = {off(dx, dx_out, D, D),          off(dh, dh_out, hidden, kHidden), off(g, g_out, hidden, kHidden),
-                           off(ds, ds_out, outputs, kOutputs), weights[0], weights[1], weights[2], weights[3]};
+  const double errors[] = {off(dx, dx_out, D, D),
+                           off(dh, dh_out, hidden, kHidden),
+                           off(g, g_out, hidden, kHidden),
+                           off(ds, ds_out, outputs, kOutputs),
+                           weights[0],
+                           weights[1],
+                           weights[2],
+                           weights[3]};
   double worst = 0;
   for (double error : errors) worst = error <= worst ? worst : error;
   for (double error : errors) printf("%.1e ", error);

@@ -66,10 +66,10 @@ struct LearnerBackwardBlock {
   const int g = lane / 4, t = lane % 4;
 
   __device__ void load_weights() {
-    for (int i = thread; i < kHidden * (kWidth / 8); i += kLearnerThreads) {
-      const int h = i / (kWidth / 8), d = i % (kWidth / 8) * 8;
+    for (int h = warp; h < kHidden; h += kLearnerThreads / 32) {
       const bool inside = h < in.hidden;
-      copy16(shared.wg + h * Shared::kPitch + d, in.wg + (inside ? h : 0) * kWidth + d, inside);
+      copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
+                               lane, inside);
     }
     for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
       const int k = i / kHidden, h = i % kHidden;
@@ -86,10 +86,10 @@ struct LearnerBackwardBlock {
   }
 
   __device__ void load_image(int64_t image) {
-    for (int i = thread; i < kOutputs * (kWidth / 8); i += kLearnerThreads) {
-      const int k = i / (kWidth / 8), d = i % (kWidth / 8) * 8;
+    for (int k = warp; k < kOutputs; k += kLearnerThreads / 32) {
       const bool inside = k < in.outputs;
-      copy16(shared.dy + k * Shared::kPitch + d, out.dy + (image * in.outputs + (inside ? k : 0)) * kWidth + d, inside);
+      const T* row = out.dy + (image * in.outputs + (inside ? k : 0)) * kWidth + lane * 8;
+      copy_row<kWidth / 8, 32>(shared.dy + k * Shared::kPitch + lane * 8, row, lane, inside);
     }
     for (int k = thread; k < kOutputs; k += kLearnerThreads) {
       const bool inside = k < in.outputs;
@@ -101,13 +101,13 @@ struct LearnerBackwardBlock {
 
   // This warp's columns of the rows; rows that are not kept are zeros.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    const T* image = in.x + step.image * in.x_image + warp * kColumns;
-    T* to = shared.x + warp * kColumns;
-#pragma unroll 4
-    for (int i = lane; i < kRows * kPieces; i += 32) {
-      const int row = i / kPieces, d = i % kPieces * 8;
+    const T* image = in.x + step.image * in.x_image + warp * kColumns + t * 8;
+    T* to = shared.x + warp * kColumns + t * 8;
+#pragma unroll
+    for (int i = 0; i < kRows / 8; ++i) {  // four lanes a row
+      const int row = g + i * 8;
       const bool keep = in.kept(step.image, step.n + row, step.end);
-      copy16(to + row * Shared::kPitch + d, image + (keep ? step.n + row : 0) * in.x_token + d, keep);
+      copy_row<kPieces, 4>(to + row * Shared::kPitch, image + (keep ? step.n + row : 0) * in.x_token, t, keep);
     }
     if (warp == 0 && lane < kRows) {
       const bool keep = in.kept(step.image, step.n + lane, step.end);
@@ -123,8 +123,9 @@ struct LearnerBackwardBlock {
     const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
     const T* dy =
         shared.dy + ((kOutputTiles == 2 ? half * 16 : 0) + tile_row(lane)) * Shared::kPitch + tile_column(lane);
-#pragma unroll 2
-    for (int d = quarter * (kWidth / 4); d < (quarter + 1) * (kWidth / 4); d += 16) {
+#pragma unroll 3
+    for (int i = 0; i < kWidth / 4; i += 16) {
+      const int d = quarter * (kWidth / 4) + i;
       Fragment a[kRowTiles], b[3];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
@@ -386,13 +387,17 @@ struct LearnerBackwardBlock {
       }
     }
     __syncwarp();
-    T* to = out.dx + (step.image * in.tokens + step.n) * kWidth + first;
-#pragma unroll 4
-    for (int i = lane; i < kRows * kPieces; i += 32) {
-      const int row = i / kPieces, d = i % kPieces * 8;
-      if (step.n + row < step.end) {
-        *reinterpret_cast<uint4*>(to + row * kWidth + d) =
-            *reinterpret_cast<const uint4*>(shared.x + row * Shared::kPitch + first + d);
+    T* to = out.dx + (step.image * in.tokens + step.n) * kWidth + first + t * 8;
+    const T* from = shared.x + first + t * 8;
+#pragma unroll
+    for (int i = 0; i < kRows / 8; ++i) {
+      const int row = g + i * 8;
+      if (step.n + row >= step.end) continue;
+#pragma unroll
+      for (int j = 0; j < kPieces; j += 4) {
+        if (j + 4 > kPieces && j + t >= kPieces) continue;
+        *reinterpret_cast<uint4*>(to + row * kWidth + j * 8) =
+            *reinterpret_cast<const uint4*>(from + row * Shared::kPitch + j * 8);
       }
     }
     __syncwarp();  // the warp's columns are free for the next tokens

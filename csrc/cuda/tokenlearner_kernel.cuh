@@ -50,6 +50,15 @@ __device__ inline float gelu(float h, bool tanh) {
   return 0.5f * h * (1.f + erff(h * 0.7071067811865476f));
 }
 
+// One row of kPieces times 16 bytes by kLanes lanes; both pointers are at the first piece of this one.
+template <int kPieces, int kLanes, typename T>
+__device__ inline void copy_row(T* to, const T* from, int lane, bool inside) {
+#pragma unroll
+  for (int i = 0; i < kPieces; i += kLanes) {
+    if (i + kLanes <= kPieces || i + lane < kPieces) copy16(to + i * 8, from + i * 8, inside);
+  }
+}
+
 // Over the rows of a result's column, in all lanes that have a part of it.
 __device__ inline float column_max(float value) {
 #pragma unroll
@@ -132,11 +141,10 @@ struct LearnerBlock {
   const int g = lane / 4, t = lane % 4;
 
   __device__ void load_weights() {
-    constexpr int kPieces = kWidth / 8;
-    for (int i = thread; i < kHidden * kPieces; i += kLearnerThreads) {
-      const int h = i / kPieces, d = i % kPieces * 8;
+    for (int h = warp; h < kHidden; h += kLearnerThreads / 32) {
       const bool inside = h < in.hidden;
-      copy16(shared.wg + h * Shared::kPitch + d, in.wg + (inside ? h : 0) * kWidth + d, inside);
+      copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
+                               lane, inside);
     }
     for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
       const int k = i / kHidden, h = i % kHidden;
@@ -152,16 +160,17 @@ struct LearnerBlock {
     }
   }
 
-  // Rows that are not kept are zeros, whatever lies there.
+  // Rows that are not kept are zeros, whatever lies there. A warp takes whole rows, so that addresses are a row's.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    constexpr int kPieces = kWidth / 8;
-    const T* image = in.x + step.image * in.x_image;
-    for (int i = thread; i < kRows * kPieces; i += kLearnerThreads) {
-      const int row = i / kPieces, d = i % kPieces * 8;
+    const T* image = in.x + step.image * in.x_image + lane * 8;
+    T* to = shared.x[buffer] + lane * 8;
+#pragma unroll
+    for (int i = 0; i < kRows / 8; ++i) {
+      const int row = warp + i * 8;
       const bool keep = in.kept(step.image, step.n + row, step.end);
-      copy16(shared.x[buffer] + row * Shared::kPitch + d, image + (keep ? step.n + row : 0) * in.x_token + d, keep);
+      copy_row<kWidth / 8, 32>(to + row * Shared::kPitch, image + (keep ? step.n + row : 0) * in.x_token, lane, keep);
+      if (lane == 0) shared.keep[buffer][row] = keep;
     }
-    if (thread < kRows) shared.keep[buffer][thread] = in.kept(step.image, step.n + thread, step.end);
   }
 
   // This warp's part of h: rows all, half of the hidden units, a quarter of D.
@@ -174,8 +183,9 @@ struct LearnerBlock {
     const float shift[2] = {measures ? to_float(row[g * Shared::kPitch]) : 0.f,
                             measures ? to_float(row[(g + 8) * Shared::kPitch]) : 0.f};
     float sum[2] = {}, square[2] = {};
-#pragma unroll 2
-    for (int d = quarter * (kWidth / 4); d < (quarter + 1) * (kWidth / 4); d += 16) {
+#pragma unroll 3
+    for (int i = 0; i < kWidth / 4; i += 16) {
+      const int d = quarter * (kWidth / 4) + i;
       Fragment a[kRowTiles], b[2];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);

@@ -52,36 +52,26 @@ struct LearnerWeightBlock {
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
 
-  __device__ void copy_rows(T* to, int pitch, const T* from, int columns, int64_t first, int64_t end) {
-    const int pieces = columns / 8;
-    for (int i = thread; i < kWeightRows * pieces; i += kLearnerThreads) {
-      const int row = i / pieces, d = i % pieces * 8;
-      const bool inside = first + row < end;
-      copy16(to + row * pitch + d, from + (inside ? first + row : 0) * columns + d, inside);
-    }
-  }
-
-  // Rows [first, first + kWeightRows) of all tokens, zeros from `end` on.
+  // Rows [first, first + kWeightRows) of all tokens, zeros from `end` on. A warp takes whole rows.
   __device__ void load(Stage& stage, int64_t first, int64_t end) {
-    constexpr int kPieces = kChunk / 8;
-#pragma unroll 4
-    for (int i = thread; i < kWeightRows * kPieces; i += kLearnerThreads) {
-      const int row = i / kPieces, d = i % kPieces * 8;
-      const uint32_t token = static_cast<uint32_t>(first) + row;  // there are fewer than 2^31
-      const int64_t image = token / static_cast<uint32_t>(in.tokens), n = token - image * in.tokens;
-      const bool keep = kept(image, n, token < end);
-      const int64_t at = keep ? image * in.x_image + n * in.x_token : 0;
-      copy16(stage.x + row * Shared::kPitch + d, in.x + at + chunk * kChunk + d, keep);
-    }
-    copy_rows(stage.dh, Shared::kHiddenPitch, in.dh, kHidden, first, end);
-    if (chunk == 0) {
-      copy_rows(stage.g, Shared::kHiddenPitch, in.g, kHidden, first, end);
-      copy_rows(stage.ds, Shared::kOutputPitch, in.ds, kOutputs, first, end);
-    }
-    if (thread < kWeightRows) {
-      const int64_t token = first + thread;
-      const bool keep = kept(token / in.tokens, token % in.tokens, token < end);
-      stage.stats[thread] = keep ? in.stats[token] : make_float2(0.f, 0.f);
+    const uint32_t tokens = static_cast<uint32_t>(in.tokens);  // of all tokens there are fewer than 2^31
+#pragma unroll
+    for (int i = 0; i < kWeightRows / 8; ++i) {
+      const int row = warp + i * 8;
+      const uint32_t token = static_cast<uint32_t>(first) + row, image = token / tokens, n = token - image * tokens;
+      const bool inside = token < end, keep = kept(image, n, inside);
+      const T* from = in.x + (keep ? image * in.x_image + n * in.x_token : 0) + chunk * kChunk + lane * 8;
+      copy_row<kChunk / 8, 32>(stage.x + row * Shared::kPitch + lane * 8, from, lane, keep);
+      const int64_t at = inside ? token : 0;
+      const int piece = lane % 8 * 8;
+      if (lane < 8) copy16(stage.dh + row * Shared::kHiddenPitch + piece, in.dh + at * kHidden + piece, inside);
+      if (chunk == 0 && lane >= 8 && lane < 16) {
+        copy16(stage.g + row * Shared::kHiddenPitch + piece, in.g + at * kHidden + piece, inside);
+      }
+      if (chunk == 0 && lane >= 16 && lane < 16 + kOutputs / 8) {
+        copy16(stage.ds + row * Shared::kOutputPitch + piece, in.ds + at * kOutputs + piece, inside);
+      }
+      if (lane == 31) stage.stats[row] = keep ? in.stats[token] : make_float2(0.f, 0.f);
     }
   }
 

@@ -10,6 +10,7 @@ import torch
 from interpreter import interpreted, outside, repaired, run_interpreted  # noqa: F401 - a fixture
 
 from jair_kernels import _triton
+from jair_kernels.cross_attention import triton_once
 from jair_kernels.testing import Expectation, FusionCase, run
 
 ATTENTION = "fused_cross_attention"
@@ -26,6 +27,9 @@ CASES = [
     FusionCase(ATTENTION, 2, 5, 7, 16, values="huge_score"),
     FusionCase(ATTENTION, 0, 5, 7, 16),
 ]
+# As many queries of the heads that share one as a tile holds, and one token more.
+BORDER = [FusionCase(ATTENTION, 1, l, 40, 16, h=4, h_kv=2, mask="nan") for l in (32, 33)]
+BORDER += [FusionCase(ATTENTION, 1, l, 33, 16, mask="nan", ranges="wild") for l in (64, 65)]
 COMPOSED = [
     FusionCase("fused_latent_resample", 2, 5, 9, mask="nan", options={"method": "projected"}),
     FusionCase("fused_latent_resample", 2, 5, 9, mask="nan", options={"method": "absorbed"}),
@@ -34,6 +38,14 @@ COMPOSED = [
     FusionCase("fused_transformer_layer", 2, 9, 9, mask="nan"),
     FusionCase("fused_transformer_layer", 2, 9, 9, options={"causal": True}),
 ]
+
+
+@pytest.fixture(params=[True, False], ids=["once", "in two"])
+def once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The backward of few queries, and that of many for them."""
+    if not request.param:
+        monkeypatch.setattr(triton_once, "fits", lambda q, k: False)
+    return bool(request.param)
 
 
 @contextmanager
@@ -63,8 +75,47 @@ def test_attention(case: FusionCase, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("case", CASES[2:6], ids=lambda case: case.name)
-def test_keys_in_segments(case: FusionCase) -> None:
+@pytest.mark.parametrize("case", [*CASES, *BORDER], ids=lambda case: case.name)
+def test_two_kernels_for_few_queries(case: FusionCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_once, "fits", lambda q, k: False)
+    Expectation.of(case.sample()).check("triton")
+
+
+@interpreted
+@pytest.mark.parametrize("case", BORDER, ids=lambda case: case.name)
+def test_at_the_border_of_a_tile(case: FusionCase) -> None:
+    sample = case.sample()
+    q, k = (sample.tensors[name].transpose(1, 2) for name in "qk")
+    assert triton_once.fits(q, k) == (case in BORDER[::2])
+    Expectation.of(sample).check("triton")
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_key_leaves_nothing_to_learn_for_scores(dtype: torch.dtype, once: bool) -> None:
+    result = run(FusionCase(ATTENTION, 2, 7, 1, 24).sample(dtype), "triton")
+    assert not result["dq"].any()
+    assert not result["dk"].any()
+
+
+@interpreted
+@pytest.mark.parametrize("junk", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["q", "dout"])
+def test_a_broken_query_does_not_reach_masked_keys(name: str, junk: float, once: bool) -> None:
+    sample = FusionCase(ATTENTION, 2, 5, 70, 24, mask="some").sample()
+    broken = sample.dy if name == "dout" else sample.tensors["q"]
+    broken[0, :, 2] = junk
+    result = run(sample, "triton")
+    left_out = ~sample.tensors["mask"][:, None, :, None].expand_as(result["dk"])
+    assert not result["dk"][left_out].any()
+    assert not result["dv"][left_out].any()
+    assert not result["dv" if name == "dout" else "dk"][0].isfinite().all()
+    assert all(result[gradient][1].isfinite().all() for gradient in ("dq", "dk", "dv"))
+
+
+@interpreted
+@pytest.mark.parametrize("case", [*CASES[2:6], CASES[7]], ids=lambda case: case.name)
+def test_keys_in_segments(case: FusionCase, once: bool) -> None:
     with short_segments():
         Expectation.of(case.sample()).check("triton")
 
@@ -85,7 +136,7 @@ def test_two_runs_are_bit_equal() -> None:
 
 
 @interpreted
-def test_keys_that_are_not_finite_stay_with_those_who_attend_them() -> None:
+def test_keys_that_are_not_finite_stay_with_those_who_attend_them(once: bool) -> None:
     sample = FusionCase(ATTENTION, 1, 4, 20, 16, ranges="media").sample()
     sample.tensors["k"][:, :, 7] = float("nan")
     ours, reference = run(sample, "triton"), run(sample, "reference")

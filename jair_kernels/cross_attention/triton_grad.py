@@ -30,13 +30,24 @@ Tensor = torch.Tensor
 
 
 @triton.jit
+def of_all_keys(p, dp):
+    """P of all keys by its own sum, and delta = sum P dP: a single key has weight 1 and gradient 0 exactly,
+    however its score was rounded.
+    """
+    total = tl.sum(p, 1)
+    total = tl.broadcast_to(tl.where(total == 0, 1.0, total)[:, None], p.shape)
+    p = tl.where(p == 0, 0.0, tl.div_rn(p, total))
+    return p, tl.sum(p * dp, 1)
+
+
+@triton.jit
 def weights_and_gradient(
     rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, start, end, scale, N, ONE: tl.constexpr,
     HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P and dS = P (dP - delta) of a tile. Where it holds all keys (ONE is 1; or 2, if only a launch knows N)
-    delta is summed from these very P and dP, which is exact for a single key. Rows without keys have to be 0
-    in `rows` and `grads`. A query that is not finite leaves NaN in masked keys, if there are no ranges.
+    they are `of_all_keys`. Rows without keys have to be 0 in `rows` and `grads`. A query that is not finite
+    leaves NaN in masked keys, if there are no ranges.
     """
     s = scores_of(rows, kn, n0, keep, broken, start, end, scale, HAS_RANGE, PRECISION)
     p = exponential(s - top[:, None]) * inverse[:, None]
@@ -44,10 +55,10 @@ def weights_and_gradient(
         p = tl.where((s == float("-inf")) | (inverse == 0)[:, None], 0.0, p)
     dp = tl.dot(grads, tl.trans(vn), input_precision=PRECISION)
     if ONE == 1:
-        delta = tl.sum(p * dp, 1)
+        p, delta = of_all_keys(p, dp)
     elif ONE == 2:  # noqa: SIM102 - the one is for the compiler, the other for the kernel
         if keep.shape[0] >= N:
-            delta = tl.sum(p * dp, 1)
+            p, delta = of_all_keys(p, dp)
     ds = p * (dp - delta[:, None])
     if HAS_RANGE:
         ds = tl.where(p == 0, 0.0, ds)

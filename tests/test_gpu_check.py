@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import signal
 import sys
@@ -106,15 +107,26 @@ def test_all_tools_of_the_sanitizer_can_be_asked_for(
     assert {o.name: o.status for o in check.outcomes} == dict.fromkeys(gpu_check.TOOLS, "ok")
 
 
-@pytest.mark.parametrize(("tests", "count"), [("ok", len(gpu_check.GPU_KERNELS)), ("failed", 0)])
 def test_kernels_are_called_verified_once_their_tests_pass(
-    check: steps.Check, tests: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    check: steps.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verified = tmp_path / "verified.json"
+    """One failure, and the kernel is not; a kernel whose tests were all skipped is not either."""
+    verified, report = tmp_path / "verified.json", tmp_path / "report.xml"
     verified.write_text("[]", encoding="utf-8")
+    report.write_text(
+        "<testsuites><testsuite>"
+        '<testcase name="test_accuracy[fused_token_pool-B2-N7-D48-K1-triton-float32]"/>'
+        '<testcase name="test_cuda_graph[token_pool-triton]"/>'
+        '<testcase name="test_cuda_graph[token_pool-cuda]"><failure/></testcase>'
+        '<testcase name="test_side_stream[token_pool-cuda]"/>'
+        '<testcase name="test_side_stream[tokenfuser-triton]"><skipped/></testcase>'
+        "</testsuite></testsuites>",
+        encoding="utf-8",
+    )
     monkeypatch.setattr(gpu_check, "VERIFIED", verified)
-    for name, status in (("load", "ok"), ("tests", tests)):
-        check.add(steps.Outcome(name, status, 1.0))
+    monkeypatch.setattr(gpu_check, "REPORT", report)
+    check.add(steps.Outcome("load", "ok", 1.0))
     for _ in range(2):
         gpu_check.record(check, {"gpu": "a GPU", "version": "1"})
-    assert verified.read_text(encoding="utf-8").count('"gpu": "a GPU"') == count
+    kept = json.loads(verified.read_text(encoding="utf-8"))
+    assert [(entry["op"], entry["backend"]) for entry in kept] == [("fused_token_pool", "triton")]

@@ -202,8 +202,9 @@ def test_more_than_two_to_the_31_elements(op: str, backend: str, axis: int) -> N
     free, _ = torch.cuda.mem_get_info()
     if free < 6 << 30:
         pytest.skip(f"it needs 6 GiB of GPU memory, {free >> 30} are free")
-    sample = far_apart(on_device(Case(op, 2, 2, 384, 3).sample(torch.bfloat16)), axis)
-    Expectation.of(sample).check(backend)
+    near = on_device(Case(op, 2, 2, 384, 3).sample(torch.bfloat16))
+    held = Expectation.of(near)  # PyTorch's own products do not take rows that lie so far apart
+    assert not faults(run(far_apart(near, axis), backend), held.eager, held.expected, held.allowed)
 
 
 @kernels
@@ -238,6 +239,7 @@ def test_autocast(op: str, backend: str, dtype: torch.dtype) -> None:
 
 @kernels
 def test_compiled_code(op: str, backend: str) -> None:
+    """One code for all sizes cuts tokens into other shares than a call of known size: the bits may differ."""
     needs(op, backend)
     function, options = getattr(jair_kernels, op), small(op).options
 
@@ -249,13 +251,12 @@ def test_compiled_code(op: str, backend: str) -> None:
     for n in (70, 33):
         sample = small(op, torch.bfloat16 if backend == "cuda" else torch.float32, n=n)
         needs_for(sample, backend)
-        results = []
-        for call in (step, compiled):
-            leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}
-            y = call({**sample.tensors, **leaves})
-            grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
-            results.append(dict(enumerate((y.detach(), *grads))))
-        assert all(torch.equal(results[0][i], results[1][i]) for i in results[0])
+        leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}
+        y = compiled({**sample.tensors, **leaves})
+        grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
+        results = {"y": y.detach()} | {f"d{name}": g for name, g in zip(leaves, grads, strict=True)}
+        held = Expectation.of(sample)
+        assert not faults(results, held.eager, held.expected, held.allowed)
 
 
 def _warmed_up(call: Callable[[], object]) -> None:

@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
     constexpr int kRows = width.value <= 768 ? 32 : 16;
     using Shared = LearnerShared<T, width.value, kRows, outputs.value>;
     launch.with_shared(sizeof(Shared), &learn_tokens<T, width.value, kRows, outputs.value>, call.blocks(),
-                       kLearnerThreads, call.arguments<T>(), cut ? nullptr : static_cast<T*>(y.data_ptr()),
+                       32 * kLearnerWarps<width.value>, call.arguments<T>(), cut ? nullptr : static_cast<T*>(y.data_ptr()),
                        cut ? static_cast<float*>(y.data_ptr()) : nullptr, static_cast<float2*>(softmax.data_ptr()),
                        static_cast<float2*>(stats.data_ptr()));
   });
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg
                                     static_cast<T*>(g.data_ptr()),
                                     static_cast<T*>(ds.data_ptr())};
       launch.with_shared(sizeof(Shared), &learn_tokens_backward<T, width.value, kRows, outputs.value>, call.blocks(),
-                         kLearnerThreads, call.arguments<T>(), out);
+                         32 * kLearnerWarps<width.value>, call.arguments<T>(), out);
     }
   });
   return {dx, dh, g, ds};
@@ -195,7 +195,7 @@ Tensor sums(Tensor x, OptionalTensor mask, Tensor stats, Tensor dh, Tensor g, Te
     in.parts = static_cast<float*>(parts.data_ptr());
     launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
                        &learn_weights<T, kWidth, kChunk, padded.value>, grid(shares * (kWidth / kChunk)),
-                       kLearnerThreads, in);
+                       kWeightThreads, in);
   });
   return parts;
 }

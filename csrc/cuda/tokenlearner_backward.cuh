@@ -54,10 +54,16 @@ struct LearnerBackwardShared {
 template <typename T, int kWidth, int kRows, int kOutputs>
 struct LearnerBackwardBlock {
   using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
+  static constexpr int kWarps = kLearnerWarps<kWidth>, kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kRows / 16, kOutputTiles = kOutputs / 16;
-  static constexpr int kColumns = kWidth / 8, kPieces = kColumns / 8;  // of one warp; pieces of 16 bytes
-  static constexpr int kProducts = 4 + kOutputTiles;                   // tiles of 8 columns of one warp
-  static_assert(kWidth % 128 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
+  static constexpr int kColumns = kWidth / kWarps, kPieces = kColumns / 8;  // of one warp; pieces of 16 bytes
+  // Tiles of 8 columns of one warp's products: of h, and of dP, of which there may be fewer than warps.
+  static constexpr int kHiddenTiles = kHidden / 8 / (kWarps / 4);
+  static constexpr int kScoreTiles = 2 * kOutputTiles > kWarps / 4 ? 2 * kOutputTiles / (kWarps / 4) : 1;
+  static constexpr int kProducts = kHiddenTiles + kScoreTiles;
+  // Of the tiles of h as they are worked on: 8 hidden units of every warp, and rows.
+  static constexpr int kMyRowTiles = kRowTiles * 8 > kWarps ? kRowTiles * 8 / kWarps : 1;
+  static_assert(kColumns % 16 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2 && kScoreTiles <= 2);
 
   const Learner<T>& in;
   const LearnerGradients<T>& out;
@@ -66,32 +72,32 @@ struct LearnerBackwardBlock {
   const int g = lane / 4, t = lane % 4;
 
   __device__ void load_weights() {
-    for (int h = warp; h < kHidden; h += kLearnerThreads / 32) {
+    for (int h = warp; h < kHidden; h += kWarps) {
       const bool inside = h < in.hidden;
       copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
                                lane, inside);
     }
-    for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
+    for (int i = thread; i < kOutputs * kHidden; i += kThreads) {
       const int k = i / kHidden, h = i % kHidden;
       const bool inside = k < in.outputs && h < in.hidden;
       shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
     }
-    for (int i = thread; i < kHidden; i += kLearnerThreads) {
+    for (int i = thread; i < kHidden; i += kThreads) {
       shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
       shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
     }
-    for (int i = thread; i < kOutputs; i += kLearnerThreads) {
+    for (int i = thread; i < kOutputs; i += kThreads) {
       shared.b2[i] = in.bias(i);
     }
   }
 
   __device__ void load_image(int64_t image) {
-    for (int k = warp; k < kOutputs; k += kLearnerThreads / 32) {
+    for (int k = warp; k < kOutputs; k += kWarps) {
       const bool inside = k < in.outputs;
       const T* row = out.dy + (image * in.outputs + (inside ? k : 0)) * kWidth + lane * 8;
       copy_row<kWidth / 8, 32>(shared.dy + k * Shared::kPitch + lane * 8, row, lane, inside);
     }
-    for (int k = thread; k < kOutputs; k += kLearnerThreads) {
+    for (int k = thread; k < kOutputs; k += kThreads) {
       const bool inside = k < in.outputs;
       const float2 pair = inside ? out.pairs[image * in.outputs + k] : make_float2(0.f, 0.f);
       shared.top[k] = pair.x, shared.inverse[k] = pair.y;
@@ -116,31 +122,40 @@ struct LearnerBackwardBlock {
     }
   }
 
-  // This warp's part of h and dP: all rows, half of the columns of each, a quarter of D.
+  // The first of this warp's tiles of dP, where it has any.
+  __device__ int score_tile_of_warp() const { return warp / 4 * kScoreTiles; }
+  __device__ bool has_scores() const { return score_tile_of_warp() < 2 * kOutputTiles; }
+
+  // This warp's part of h and dP: all rows, some of the columns of each, a quarter of D.
   __device__ void products(Accumulator (&acc)[kRowTiles][kProducts]) {
-    const int quarter = warp % 4, half = warp / 4;
+    const int quarter = warp % 4, tile = has_scores() ? score_tile_of_warp() : 0;
     const T* x = shared.x + tile_row(lane) * Shared::kPitch + tile_column(lane);
-    const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
-    const T* dy =
-        shared.dy + ((kOutputTiles == 2 ? half * 16 : 0) + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* w = shared.wg + (warp / 4 * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* dy = shared.dy + (tile / 2 * 16 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
 #pragma unroll 3
     for (int i = 0; i < kWidth / 4; i += 16) {
       const int d = quarter * (kWidth / 4) + i;
-      Fragment a[kRowTiles], b[3];
+      Fragment a[kRowTiles], b[kHiddenTiles / 2];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
-      b[2] = load_matrices(dy + d);
+      for (int j = 0; j < kHiddenTiles / 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
-        if constexpr (kOutputTiles == 1) {  // each half 8 of the 16 outputs
-          multiply_add<T>(acc[i][4], a[i], half ? b[2].r[1] : b[2].r[0], half ? b[2].r[3] : b[2].r[2]);
+        for (int j = 0; j < kHiddenTiles; ++j) {
+          multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+        }
+      }
+      if (!has_scores()) continue;
+      const Fragment s = load_matrices(dy + d);
+#pragma unroll
+      for (int i = 0; i < kRowTiles; ++i) {
+        if constexpr (kScoreTiles == 1) {
+          multiply_add<T>(acc[i][kHiddenTiles], a[i], tile % 2 ? s.r[1] : s.r[0], tile % 2 ? s.r[3] : s.r[2]);
         } else {
-          multiply_add<T>(acc[i][4], a[i], b[2].r[0], b[2].r[2]);
-          multiply_add<T>(acc[i][5], a[i], b[2].r[1], b[2].r[3]);
+          multiply_add<T>(acc[i][kHiddenTiles], a[i], s.r[0], s.r[2]);
+          multiply_add<T>(acc[i][kHiddenTiles + 1], a[i], s.r[1], s.r[3]);
         }
       }
     }
@@ -148,10 +163,11 @@ struct LearnerBackwardBlock {
 
   // Sums over the quarters of D, two by two; the last two are left for their readers. Columns: h, then dP.
   __device__ void add_quarters(Accumulator (&acc)[kRowTiles][kProducts]) {
-    const int quarter = warp % 4, half = warp / 4;
+    const int quarter = warp % 4, tiles = has_scores() ? kProducts : kHiddenTiles;
     float* sums = shared.sums[quarter % 2] + 2 * t;
     auto at = [&](int i, int j, int low) {
-      const int column = j < 4 ? half * 32 + j * 8 : kHidden + half * (kOutputs / 2) + (j - 4) * 8;
+      const int column = j < kHiddenTiles ? (warp / 4 * kHiddenTiles + j) * 8
+                                          : kHidden + (score_tile_of_warp() + j - kHiddenTiles) * 8;
       return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + column);
     };
     for (int turn = 0; turn < 2; ++turn) {
@@ -160,6 +176,7 @@ struct LearnerBackwardBlock {
         for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
           for (int j = 0; j < kProducts; ++j) {
+            if (j >= tiles) continue;
 #pragma unroll
             for (int low = 0; low < 2; ++low) {
               float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
@@ -189,15 +206,19 @@ struct LearnerBackwardBlock {
     *reinterpret_cast<uint32_t*>(to + (step.image * in.tokens + step.n + row) * kHidden + h) = pair;
   }
 
-  // Of 8 hidden units, those of this warp's tile: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
-  __device__ void hidden(const LearnerStep& step, int buffer, Accumulator (&normed)[kRowTiles],
-                         Accumulator (&slope)[kRowTiles]) {
-    const int h = warp * 8 + 2 * t;
+  // The first row of this warp's tiles, and whether it has any.
+  __device__ int first_row() const { return warp / 8 * kMyRowTiles * 16; }
+  __device__ bool has_rows() const { return first_row() < kRows; }
+
+  // Of this warp's rows and 8 hidden units: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
+  __device__ void hidden(const LearnerStep& step, int buffer, Accumulator (&normed)[kMyRowTiles],
+                         Accumulator (&slope)[kMyRowTiles]) {
+    const int h = warp % 8 * 8 + 2 * t;
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
+    for (int i = 0; i < kMyRowTiles; ++i) {
 #pragma unroll
       for (int low = 0; low < 2; ++low) {
-        const int row = i * 16 + g + low * 8;
+        const int row = first_row() + i * 16 + g + low * 8;
         const float2 stats = shared.stats[buffer][row], sum = summed(row, h);
         float values[2] = {sum.x, sum.y};
 #pragma unroll
@@ -275,26 +296,26 @@ struct LearnerBackwardBlock {
   }
 
   // dH of this warp's hidden units, rounded as the products take it, and its sums along c and h - e.
-  __device__ void gradient(const LearnerStep& step, const Accumulator (&normed)[kRowTiles],
-                           const Accumulator (&slope)[kRowTiles]) {
-    const int h = warp * 8 + 2 * t;
-    Accumulator acc[kRowTiles] = {};
+  __device__ void gradient(const LearnerStep& step, const Accumulator (&normed)[kMyRowTiles],
+                           const Accumulator (&slope)[kMyRowTiles]) {
+    const int tile = warp % 8, h = tile * 8 + 2 * t;
+    Accumulator acc[kMyRowTiles] = {};
 #pragma unroll
     for (int j = 0; j < kOutputTiles; ++j) {
-      const T* w = shared.w2 + (j * 16 + tile_row(lane)) * Shared::kHiddenPitch + warp / 2 * 16 + tile_column(lane);
+      const T* w = shared.w2 + (j * 16 + tile_row(lane)) * Shared::kHiddenPitch + tile / 2 * 16 + tile_column(lane);
       const Fragment b = load_transposed(w);
 #pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-        const int row = i * 16 + tile_row(lane);
+      for (int i = 0; i < kMyRowTiles; ++i) {
+        const int row = first_row() + i * 16 + tile_row(lane);
         const Fragment a = load_matrices(shared.ds + row * Shared::kOutputPitch + j * 16 + tile_column(lane));
-        multiply_add<T>(acc[i], a, warp % 2 ? b.r[2] : b.r[0], warp % 2 ? b.r[3] : b.r[1]);
+        multiply_add<T>(acc[i], a, tile % 2 ? b.r[2] : b.r[0], tile % 2 ? b.r[3] : b.r[1]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
+    for (int i = 0; i < kMyRowTiles; ++i) {
 #pragma unroll
       for (int low = 0; low < 2; ++low) {
-        const int row = i * 16 + g + low * 8;
+        const int row = first_row() + i * 16 + g + low * 8;
         const uint32_t pair = pack<T>(acc[i][2 * low] * slope[i][2 * low], acc[i][2 * low + 1] * slope[i][2 * low + 1]);
         *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + h) = pair;
         store_hidden(out.dh, step, row, h, pair);
@@ -306,7 +327,7 @@ struct LearnerBackwardBlock {
           along.x += __shfl_xor_sync(0xffffffffu, along.x, hop);
           along.y += __shfl_xor_sync(0xffffffffu, along.y, hop);
         }
-        if (t == 0) shared.along[warp][row] = along;
+        if (t == 0) shared.along[tile][row] = along;
       }
     }
   }
@@ -405,7 +426,7 @@ struct LearnerBackwardBlock {
 };
 
 template <typename T, int kWidth, int kRows, int kOutputs>
-__global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Learner<T> in, LearnerGradients<T> out) {
+__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens_backward(Learner<T> in, LearnerGradients<T> out) {
 #ifdef JAIR_LARGE_SHARED
   using Block = LearnerBackwardBlock<T, kWidth, kRows, kOutputs>;
   JAIR_SHARED(memory);
@@ -429,12 +450,12 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens_backward(Lear
       block.products(acc);
       block.add_quarters(acc);
     }
-    Accumulator normed[Block::kRowTiles], slope[Block::kRowTiles];
-    block.hidden(step, buffer, normed, slope);
+    Accumulator normed[Block::kMyRowTiles], slope[Block::kMyRowTiles];
+    if (block.has_rows()) block.hidden(step, buffer, normed, slope);
     __syncthreads();
     if (block.warp < 2 * Block::kOutputTiles) block.scores(step, buffer);
     __syncthreads();
-    block.gradient(step, normed, slope);
+    if (block.has_rows()) block.gradient(step, normed, slope);
     __syncthreads();
     block.inputs(step, buffer);
     step = step.next(in, kRows);

@@ -1,12 +1,12 @@
 // fused_tokenlearner's forward: one pass over x, for 16-bit elements.
 //
-// A block of 8 warps keeps the folded weights Wg [64,D] in shared memory and takes the tokens of its share of an image
+// A block of 16 warps (8 for narrow rows) keeps the folded weights Wg [64,D] in shared memory and takes the tokens of its share of an image
 // `kRows` at a time, the next ones arriving meanwhile. Of each step
 //
-//   products   h = x Wg^T and the moments of the rows: four warps share D, two the hidden units
+//   products   h = x Wg^T and the moments of the rows: four warps share D, the others the hidden units
 //   hidden     sums of the four, LayerNorm as r (h - m c) + e, GELU
 //   softmax    scores and weights, 8 outputs a warp; what was pooled before is rescaled as in an online softmax
-//   pool       y += P^T x: every warp has D / 8 columns of all outputs in registers
+//   pool       y += P^T x: every warp has an equal part of the columns of all outputs in registers
 //
 // so that x crosses the memory bus and the L2 cache once.
 #pragma once
@@ -15,7 +15,6 @@
 
 namespace jair::cuda {
 
-constexpr int kLearnerThreads = 256;
 constexpr int kHidden = 64;  // hidden units, those beyond H with zero weights
 
 // A call's tensors. Strides in elements; x has dense, 16-byte aligned rows.
@@ -128,12 +127,18 @@ struct LearnerStep {
   __device__ bool last(int rows) const { return n + rows >= end; }
 };
 
+// Warps of a block: as many as leave each an even number of tiles of 8 columns.
+template <int kWidth>
+constexpr int kLearnerWarps = kWidth % 256 == 0 ? 16 : 8;
+
 template <typename T, int kWidth, int kRows, int kOutputs>
 struct LearnerBlock {
   using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
+  static constexpr int kWarps = kLearnerWarps<kWidth>, kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kRows / 16, kOutputTiles = kOutputs / 16;
-  static constexpr int kColumnTiles = kWidth / 8 / 8;  // of 8 columns, of one warp
-  static_assert(kWidth % 128 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
+  static constexpr int kColumns = kWidth / kWarps, kColumnTiles = kColumns / 8;  // of one warp
+  static constexpr int kHiddenTiles = kHidden / 8 / (kWarps / 4);                 // of one warp's products
+  static_assert(kColumns % 16 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
 
   const Learner<T>& in;
   Shared& shared;
@@ -141,21 +146,21 @@ struct LearnerBlock {
   const int g = lane / 4, t = lane % 4;
 
   __device__ void load_weights() {
-    for (int h = warp; h < kHidden; h += kLearnerThreads / 32) {
+    for (int h = warp; h < kHidden; h += kWarps) {
       const bool inside = h < in.hidden;
       copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
                                lane, inside);
     }
-    for (int i = thread; i < kOutputs * kHidden; i += kLearnerThreads) {
+    for (int i = thread; i < kOutputs * kHidden; i += kThreads) {
       const int k = i / kHidden, h = i % kHidden;
       const bool inside = k < in.outputs && h < in.hidden;
       shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
     }
-    for (int i = thread; i < kHidden; i += kLearnerThreads) {
+    for (int i = thread; i < kHidden; i += kThreads) {
       shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
       shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
     }
-    for (int i = thread; i < kOutputs; i += kLearnerThreads) {
+    for (int i = thread; i < kOutputs; i += kThreads) {
       shared.b2[i] = in.bias(i);
     }
   }
@@ -165,39 +170,41 @@ struct LearnerBlock {
     const T* image = in.x + step.image * in.x_image + lane * 8;
     T* to = shared.x[buffer] + lane * 8;
 #pragma unroll
-    for (int i = 0; i < kRows / 8; ++i) {
-      const int row = warp + i * 8;
+    for (int i = 0; i < kRows / kWarps; ++i) {
+      const int row = warp + i * kWarps;
       const bool keep = in.kept(step.image, step.n + row, step.end);
       copy_row<kWidth / 8, 32>(to + row * Shared::kPitch, image + (keep ? step.n + row : 0) * in.x_token, lane, keep);
       if (lane == 0) shared.keep[buffer][row] = keep;
     }
   }
 
-  // This warp's part of h: rows all, half of the hidden units, a quarter of D.
-  __device__ void products(int buffer, Accumulator (&acc)[kRowTiles][4]) {
-    const int quarter = warp % 4, half = warp / 4;
+  // This warp's part of h: all rows, some of the hidden units, a quarter of D.
+  __device__ void products(int buffer, Accumulator (&acc)[kRowTiles][kHiddenTiles]) {
+    const int quarter = warp % 4, part = warp / 4;
     const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + tile_column(lane);
-    const T* w = shared.wg + (half * 32 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
-    const bool measures = half < kRowTiles;  // each half the moments of 16 rows
-    const T* row = shared.x[buffer] + half * 16 * Shared::kPitch;
+    const T* w = shared.wg + (part * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const bool measures = part < kRowTiles;  // the moments of 16 rows
+    const T* row = shared.x[buffer] + part * 16 * Shared::kPitch;
     const float shift[2] = {measures ? to_float(row[g * Shared::kPitch]) : 0.f,
                             measures ? to_float(row[(g + 8) * Shared::kPitch]) : 0.f};
     float sum[2] = {}, square[2] = {};
 #pragma unroll 3
     for (int i = 0; i < kWidth / 4; i += 16) {
       const int d = quarter * (kWidth / 4) + i;
-      Fragment a[kRowTiles], b[2];
+      Fragment a[kRowTiles], b[kHiddenTiles / 2];
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
+      for (int j = 0; j < kHiddenTiles / 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+        for (int j = 0; j < kHiddenTiles; ++j) {
+          multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+        }
       }
       if (measures) {
-        const Fragment mine = kRowTiles == 2 && half == 1 ? a[kRowTiles - 1] : a[0];
+        const Fragment mine = kRowTiles == 2 && part == 1 ? a[kRowTiles - 1] : a[0];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float2 pair = unpack<T>(mine.r[i]);
@@ -216,14 +223,14 @@ struct LearnerBlock {
         sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], step);
         square[i] += __shfl_xor_sync(0xffffffffu, square[i], step);
       }
-      if (t == 0) shared.moments[quarter][half * 16 + g + i * 8] = make_float2(sum[i], square[i]);
+      if (t == 0) shared.moments[quarter][part * 16 + g + i * 8] = make_float2(sum[i], square[i]);
     }
   }
 
   // Sums over the quarters of D, two by two; the last two are left for `hidden`.
-  __device__ void add_quarters(Accumulator (&acc)[kRowTiles][4]) {
-    const int quarter = warp % 4, half = warp / 4;
-    float* sums = shared.sums[quarter % 2] + half * 32 + 2 * t;
+  __device__ void add_quarters(Accumulator (&acc)[kRowTiles][kHiddenTiles]) {
+    const int quarter = warp % 4;
+    float* sums = shared.sums[quarter % 2] + warp / 4 * kHiddenTiles * 8 + 2 * t;
     auto at = [&](int i, int j, int low) {
       return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + j * 8);
     };
@@ -232,7 +239,7 @@ struct LearnerBlock {
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
+          for (int j = 0; j < kHiddenTiles; ++j) {
 #pragma unroll
             for (int low = 0; low < 2; ++low) {
               float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
@@ -251,8 +258,8 @@ struct LearnerBlock {
 
   // gelu(h) of all rows, and their mean and 1/std.
   __device__ void hidden(const LearnerStep& step, int buffer, float2* stats) {
-    constexpr int kThreads = kLearnerThreads / kRows, kMine = kHidden / kThreads;
-    const int row = thread / kThreads, first = thread % kThreads * kMine;
+    constexpr int kSharing = kThreads / kRows, kMine = kHidden / kSharing;  // threads of a row, units of each
+    const int row = thread / kSharing, first = thread % kSharing * kMine;
     float sum = 0.f, square = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -318,7 +325,7 @@ struct LearnerBlock {
   // acc = decay acc + P^T x in this warp's columns.
   __device__ void pool(int buffer, Accumulator (&acc)[kOutputTiles][kColumnTiles]) {
     const T* weights = shared.weights + tile_row(lane) * Shared::kWeightPitch + tile_column(lane);
-    const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + warp * (kWidth / 8) + tile_column(lane);
+    const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + warp * kColumns + tile_column(lane);
 #pragma unroll
     for (int m = 0; m < kOutputTiles; ++m) {
       const float high = shared.decay[m * 16 + g], low = shared.decay[m * 16 + g + 8];
@@ -352,7 +359,7 @@ struct LearnerBlock {
       for (int low = 0; low < 2; ++low) {
         const int k = m * 16 + g + low * 8;
         const float inverse = shared.inverse[k];
-        const int64_t to = (step.item * in.outputs + k) * kWidth + warp * (kWidth / 8) + 2 * t;
+        const int64_t to = (step.item * in.outputs + k) * kWidth + warp * kColumns + 2 * t;
 #pragma unroll
         for (int j = 0; j < kColumnTiles; ++j) {
           const float first = acc[m][j][2 * low] * inverse, second = acc[m][j][2 * low + 1] * inverse;
@@ -368,7 +375,7 @@ struct LearnerBlock {
 // y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a
 // share's softmax; stats [B,N]: mean and 1/std of every token.
 template <typename T, int kWidth, int kRows, int kOutputs>
-__global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in, T* y, float* parts, float2* pairs,
+__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens(Learner<T> in, T* y, float* parts, float2* pairs,
                                                                    float2* stats) {
 #ifdef JAIR_LARGE_SHARED
   using Block = LearnerBlock<T, kWidth, kRows, kOutputs>;
@@ -387,7 +394,7 @@ __global__ __launch_bounds__(kLearnerThreads, 1) void learn_tokens(Learner<T> in
     __syncthreads();  // the step's tokens have arrived, and nobody reads those of the step before
     if (next.item < items) block.load_tokens(next, buffer ^ 1);
     commit_copies();
-    Accumulator acc[Block::kRowTiles][4] = {};
+    Accumulator acc[Block::kRowTiles][Block::kHiddenTiles] = {};
     block.products(buffer, acc);
     block.add_quarters(acc);
     block.hidden(step, buffer, stats);

@@ -10,7 +10,7 @@
 
 namespace jair::cuda {
 
-constexpr int kWeightRows = 32, kWeightStages = 3;
+constexpr int kWeightThreads = 256, kWeightRows = 32, kWeightStages = 3;
 
 template <typename T>
 struct LearnerSums {
@@ -165,7 +165,7 @@ struct LearnerWeightBlock {
 
 // Blocks: all chunks of the first share, then of the second, ...
 template <typename T, int kWidth, int kChunk, int kOutputs>
-__global__ __launch_bounds__(kLearnerThreads, 1) void learn_weights(LearnerSums<T> in) {
+__global__ __launch_bounds__(kWeightThreads, 1) void learn_weights(LearnerSums<T> in) {
 #ifdef JAIR_LARGE_SHARED
   using Block = LearnerWeightBlock<T, kWidth, kChunk, kOutputs>;
   JAIR_SHARED(memory);

@@ -52,7 +52,7 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
   using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
   if (!emulator::run(
           [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-          dim3(blocks), kLearnerThreads, sizeof(Shared), backwards))
+          dim3(blocks), 32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
     return INFINITY;
   double worst = 0;
   for (int b = 0; b < batch; ++b) {
@@ -225,7 +225,7 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   LearnerGradients<T> out{dy.data.data(),     pairs.data(),       stats.data(),      delta.data(),
                           dx_out.data.data(), dh_out.data.data(), g_out.data.data(), ds_out.data.data()};
   using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
-  if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), kLearnerThreads,
+  if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), 32 * kLearnerWarps<kWidth>,
                      sizeof(Shared), backwards))
     return INFINITY;
   auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
@@ -239,7 +239,7 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
     return std::sqrt(error / (size + 1e-9));
   };
   // Sums over tokens, of what was rounded on the way
-  constexpr int kChunk = kWidth > 512 ? 384 : kWidth;
+  constexpr int kChunk = kWidth > 512 ? kWidth / 2 : kWidth;
   const int64_t size = static_cast<int64_t>(hidden) * D + outputs * hidden + hidden + outputs;
   const int64_t share_tokens = (rows / 3 + 32) / 32 * 32, count = (rows + share_tokens - 1) / share_tokens;
   std::vector<float> parts(count * size, NAN);
@@ -248,7 +248,7 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   sums.tokens = tokens, sums.all = rows, sums.hidden = hidden, sums.outputs = outputs;
   sums.share_tokens = share_tokens, sums.parts = parts.data();
   if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, dim3(count * (kWidth / kChunk)),
-                     kLearnerThreads, sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards))
+                     kWeightThreads, sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards))
     return INFINITY;
   std::vector<double> want(size), got(size);
   for (size_t row = 0; row < rows; ++row) {
@@ -300,6 +300,8 @@ int main() {
       learn<__half, 256, 16, 32>(2, 33, 64, 20, 1, true, false, 0.f, 1),
       learn<B, 768, 32, 16>(1, 40, 64, 16, 1, false, false, 0.f, 3),
       learn<__half, 128, 32, 32>(2, 50, 64, 32, 1, false, false, 30.f, 1),
+      learn<B, 512, 32, 32>(2, 40, 50, 30, 1, true, true, 0.f, 1, true),
+      learn<B, 1024, 16, 16>(1, 40, 64, 16, 2, false, true, 0.f, 2),
   };
   const double back[] = {
       unlearn<B, 128, 32, 16>(3, 70, 64, 8, 1, false, false, 0.f, 2, false),
@@ -309,6 +311,8 @@ int main() {
       unlearn<B, 768, 32, 16>(1, 40, 64, 16, 1, false, false, 0.f, 3, false),
       unlearn<__half, 128, 32, 32>(2, 50, 63, 32, 2, false, false, 30.f, 1, true),
       unlearn<__half, 128, 16, 16>(2, 1, 64, 8, 1, false, false, 0.f, 1, true),
+      unlearn<B, 512, 32, 32>(2, 40, 50, 30, 1, true, true, 0.f, 1, true),
+      unlearn<B, 1024, 16, 16>(1, 40, 64, 16, 2, false, true, 0.f, 2, false),
   };
   bool good = true;
   for (double error : back) good = good && error < 1.5e-2;

@@ -114,9 +114,9 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
     constexpr int kRows = width.value <= 768 ? 32 : 16;
     using Shared = LearnerShared<T, width.value, kRows, outputs.value>;
     launch.with_shared(sizeof(Shared), &learn_tokens<T, width.value, kRows, outputs.value>, call.blocks(),
-                       32 * kLearnerWarps<width.value>, call.arguments<T>(), cut ? nullptr : static_cast<T*>(y.data_ptr()),
-                       cut ? static_cast<float*>(y.data_ptr()) : nullptr, static_cast<float2*>(softmax.data_ptr()),
-                       static_cast<float2*>(stats.data_ptr()));
+                       32 * kLearnerWarps<width.value>, call.arguments<T>(),
+                       cut ? nullptr : static_cast<T*>(y.data_ptr()), cut ? static_cast<float*>(y.data_ptr()) : nullptr,
+                       static_cast<float2*>(softmax.data_ptr()), static_cast<float2*>(stats.data_ptr()));
   });
   return {y, softmax, stats};
 }

@@ -132,7 +132,7 @@ struct LearnerBackwardBlock {
     const T* x = shared.x + tile_row(lane) * Shared::kPitch + tile_column(lane);
     const T* w = shared.wg + (warp / 4 * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
     const T* dy = shared.dy + (tile / 2 * 16 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
-#pragma unroll 3
+#pragma unroll 2
     for (int i = 0; i < kWidth / 4; i += 16) {
       const int d = quarter * (kWidth / 4) + i;
       Fragment a[kRowTiles], b[kHiddenTiles / 2];
@@ -361,7 +361,7 @@ struct LearnerBackwardBlock {
       }
     }
     const int first = warp * kColumns;
-#pragma unroll 2
+#pragma unroll 1
     for (int d = first; d < first + kColumns; d += 16) {
       Accumulator acc[kRowTiles][2] = {};
       const int at = tile_row(lane) * Shared::kPitch + d + tile_column(lane);
@@ -426,7 +426,8 @@ struct LearnerBackwardBlock {
 };
 
 template <typename T, int kWidth, int kRows, int kOutputs>
-__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens_backward(Learner<T> in, LearnerGradients<T> out) {
+__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens_backward(Learner<T> in,
+                                                                                       LearnerGradients<T> out) {
 #ifdef JAIR_LARGE_SHARED
   using Block = LearnerBackwardBlock<T, kWidth, kRows, kOutputs>;
   JAIR_SHARED(memory);

@@ -1,7 +1,7 @@
 // fused_tokenlearner's forward: one pass over x, for 16-bit elements.
 //
-// A block of 16 warps (8 for narrow rows) keeps the folded weights Wg [64,D] in shared memory and takes the tokens of its share of an image
-// `kRows` at a time, the next ones arriving meanwhile. Of each step
+// A block of 16 warps (8 for narrow rows) keeps the folded weights Wg [64,D] in shared memory and takes the tokens of
+// its share of an image `kRows` at a time, the next ones arriving meanwhile. Of each step
 //
 //   products   h = x Wg^T and the moments of the rows: four warps share D, the others the hidden units
 //   hidden     sums of the four, LayerNorm as r (h - m c) + e, GELU
@@ -137,7 +137,7 @@ struct LearnerBlock {
   static constexpr int kWarps = kLearnerWarps<kWidth>, kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kRows / 16, kOutputTiles = kOutputs / 16;
   static constexpr int kColumns = kWidth / kWarps, kColumnTiles = kColumns / 8;  // of one warp
-  static constexpr int kHiddenTiles = kHidden / 8 / (kWarps / 4);                 // of one warp's products
+  static constexpr int kHiddenTiles = kHidden / 8 / (kWarps / 4);                // of one warp's products
   static_assert(kColumns % 16 == 0 && kRows % 16 == 0 && kOutputs % 16 == 0 && kRowTiles <= 2);
 
   const Learner<T>& in;
@@ -188,7 +188,7 @@ struct LearnerBlock {
     const float shift[2] = {measures ? to_float(row[g * Shared::kPitch]) : 0.f,
                             measures ? to_float(row[(g + 8) * Shared::kPitch]) : 0.f};
     float sum[2] = {}, square[2] = {};
-#pragma unroll 3
+#pragma unroll 2
     for (int i = 0; i < kWidth / 4; i += 16) {
       const int d = quarter * (kWidth / 4) + i;
       Fragment a[kRowTiles], b[kHiddenTiles / 2];
@@ -375,8 +375,8 @@ struct LearnerBlock {
 // y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a
 // share's softmax; stats [B,N]: mean and 1/std of every token.
 template <typename T, int kWidth, int kRows, int kOutputs>
-__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens(Learner<T> in, T* y, float* parts, float2* pairs,
-                                                                   float2* stats) {
+__global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens(Learner<T> in, T* y, float* parts,
+                                                                              float2* pairs, float2* stats) {
 #ifdef JAIR_LARGE_SHARED
   using Block = LearnerBlock<T, kWidth, kRows, kOutputs>;
   JAIR_SHARED(memory);

@@ -3,14 +3,14 @@
 //   dH^T xhat [H,D]     dS^T gelu(h) [K,H]     sum dH [H]     sum dS [K]
 //
 // with xhat = (x - m) r rounded as the product takes it. A block has all hidden units and a chunk of the columns of x;
-// every warp an eighth of these, in registers. The shares are added in their order afterwards.
+// every warp half of the former and an eighth of the latter, in registers. The shares are added in their order later.
 #pragma once
 
 #include "cuda/tokenlearner_kernel.cuh"
 
 namespace jair::cuda {
 
-constexpr int kWeightThreads = 256, kWeightRows = 32, kWeightStages = 3;
+constexpr int kWeightThreads = 512, kWeightRows = 32, kWeightStages = 3;
 
 template <typename T>
 struct LearnerSums {
@@ -51,13 +51,14 @@ struct LearnerWeightBlock {
   const int chunk;
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
+  const int columns = warp % 8, half = warp / 8;  // of 32 hidden units
 
   // Rows [first, first + kWeightRows) of all tokens, zeros from `end` on. A warp takes whole rows.
   __device__ void load(Stage& stage, int64_t first, int64_t end) {
     const uint32_t tokens = static_cast<uint32_t>(in.tokens);  // of all tokens there are fewer than 2^31
 #pragma unroll
-    for (int i = 0; i < kWeightRows / 8; ++i) {
-      const int row = warp + i * 8;
+    for (int i = 0; i < kWeightRows / 16; ++i) {
+      const int row = warp + i * 16;
       const uint32_t token = static_cast<uint32_t>(first) + row, image = token / tokens, n = token - image * tokens;
       const bool inside = token < end, keep = kept(image, n, inside);
       const T* from = in.x + (keep ? image * in.x_image + n * in.x_token : 0) + chunk * kChunk + lane * 8;
@@ -84,17 +85,17 @@ struct LearnerWeightBlock {
     return load_transposed(tile + (lane / 16 * 8 + lane % 8) * pitch + lane / 8 % 2 * 8);
   }
 
-  __device__ void add(const Stage& stage, Accumulator (&acc)[4][kTiles], Accumulator (&small)[kOutputs / 16]) {
+  __device__ void add(const Stage& stage, Accumulator (&acc)[2][kTiles], Accumulator (&small)[kOutputs / 16]) {
 #pragma unroll
     for (int n = 0; n < kWeightRows; n += 16) {
-      Fragment a[4];
+      Fragment a[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[i] = load_as_transpose(stage.dh + n * Shared::kHiddenPitch + i * 16, Shared::kHiddenPitch, lane);
+      for (int i = 0; i < 2; ++i) {
+        a[i] = load_as_transpose(stage.dh + n * Shared::kHiddenPitch + half * 32 + i * 16, Shared::kHiddenPitch, lane);
       }
       const float2 stats[4] = {stage.stats[n + 2 * t], stage.stats[n + 2 * t + 1], stage.stats[n + 2 * t + 8],
                                stage.stats[n + 2 * t + 9]};
-      const T* x = stage.x + (n + tile_row(lane)) * Shared::kPitch + warp * (kChunk / 8) + tile_column(lane);
+      const T* x = stage.x + (n + tile_row(lane)) * Shared::kPitch + columns * (kChunk / 8) + tile_column(lane);
 #pragma unroll
       for (int j = 0; j < kTiles; j += 2) {
         Fragment b = load_transposed(x + j * 8);
@@ -104,18 +105,18 @@ struct LearnerWeightBlock {
           b.r[i] = pack<T>((pair.x - low.x) * low.y, (pair.y - high.x) * high.y);
         }
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int i = 0; i < 2; ++i) {
           multiply_add<T>(acc[i][j], a[i], b.r[0], b.r[1]);
           multiply_add<T>(acc[i][j + 1], a[i], b.r[2], b.r[3]);
         }
       }
-      if (chunk > 0) continue;
-      const T* hidden = stage.g + (n + tile_row(lane)) * Shared::kHiddenPitch + warp / 2 * 16 + tile_column(lane);
+      if (chunk > 0 || half > 0) continue;
+      const T* hidden = stage.g + (n + tile_row(lane)) * Shared::kHiddenPitch + columns / 2 * 16 + tile_column(lane);
       const Fragment b = load_transposed(hidden);
 #pragma unroll
       for (int m = 0; m < kOutputs / 16; ++m) {
         const Fragment s = load_as_transpose(stage.ds + n * Shared::kOutputPitch + m * 16, Shared::kOutputPitch, lane);
-        multiply_add<T>(small[m], s, warp % 2 ? b.r[2] : b.r[0], warp % 2 ? b.r[3] : b.r[1]);
+        multiply_add<T>(small[m], s, columns % 2 ? b.r[2] : b.r[0], columns % 2 ? b.r[3] : b.r[1]);
       }
     }
   }
@@ -130,15 +131,15 @@ struct LearnerWeightBlock {
     return sum;
   }
 
-  __device__ void store(int64_t share, const Accumulator (&acc)[4][kTiles], const Accumulator (&small)[kOutputs / 16],
+  __device__ void store(int64_t share, const Accumulator (&acc)[2][kTiles], const Accumulator (&small)[kOutputs / 16],
                         float column) {
     float* to = in.parts + share * (in.hidden * kWidth + in.outputs * in.hidden + in.hidden + in.outputs);
-    const int first = chunk * kChunk + warp * (kChunk / 8) + 2 * t;
+    const int first = chunk * kChunk + columns * (kChunk / 8) + 2 * t;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int low = 0; low < 2; ++low) {
-        const int h = i * 16 + g + low * 8;
+        const int h = half * 32 + i * 16 + g + low * 8;
         if (h >= in.hidden) continue;
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
@@ -153,8 +154,8 @@ struct LearnerWeightBlock {
     for (int m = 0; m < kOutputs / 16; ++m) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int k = m * 16 + g + i / 2 * 8, h = warp * 8 + 2 * t + i % 2;
-        if (k < in.outputs && h < in.hidden) to[k * in.hidden + h] = small[m][i];
+        const int k = m * 16 + g + i / 2 * 8, h = columns * 8 + 2 * t + i % 2;
+        if (half == 0 && k < in.outputs && h < in.hidden) to[k * in.hidden + h] = small[m][i];
       }
     }
     to += in.outputs * in.hidden;
@@ -173,7 +174,7 @@ __global__ __launch_bounds__(kWeightThreads, 1) void learn_weights(LearnerSums<T
   Block block{in, *reinterpret_cast<typename Block::Shared*>(memory), static_cast<int>(blockIdx.x % kChunks)};
   const int64_t share = blockIdx.x / kChunks, begin = share * in.share_tokens;
   const int64_t end = begin + in.share_tokens < in.all ? begin + in.share_tokens : in.all;
-  Accumulator acc[4][Block::kTiles] = {}, small[kOutputs / 16] = {};
+  Accumulator acc[2][Block::kTiles] = {}, small[kOutputs / 16] = {};
   float column = 0.f;
   const bool sums = block.chunk == 0 && block.thread < kHidden + kOutputs;
   for (int i = 0; i < kWeightStages - 1; ++i) {

@@ -225,8 +225,8 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   LearnerGradients<T> out{dy.data.data(),     pairs.data(),       stats.data(),      delta.data(),
                           dx_out.data.data(), dh_out.data.data(), g_out.data.data(), ds_out.data.data()};
   using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
-  if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks), 32 * kLearnerWarps<kWidth>,
-                     sizeof(Shared), backwards))
+  if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks),
+                     32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
     return INFINITY;
   auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
     double error = 0, size = 0;

@@ -57,7 +57,8 @@ class Session:
 
     def _measure(self, group: Group) -> dict[str, Sample]:
         torch._dynamo.reset()  # or the shapes seen so far become dynamic, and the peer slower
-        problem = contestants.problem_of(group, self.device, ceilings.working_set(self.device))
+        working_set = ceilings.working_set(self.device)
+        problem = contestants.problem_of(group, self.device, working_set, tuned=self.full)
         samples: dict[str, Sample] = {}
         calls: dict[str, measure.Call] = {}
         expected: tuple[torch.Tensor, ...] | None = None
@@ -144,14 +145,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("group", "backend"), parameters)
 
 
-def _rank(item: pytest.Item) -> tuple[bool, int]:
-    """The main ops first and the points of curves last: an interrupted run keeps what it has."""
+def _rank(item: pytest.Item) -> tuple[bool, int, int]:
+    """The first row of every op, then the second, curves last: an interrupted run keeps what it has."""
     group = getattr(item, "callspec", None) and item.callspec.params.get("group")  # type: ignore[attr-defined]
     if group is None:
-        return False, 0
+        return False, 0, 0
     device = item.config.getoption("--device")
     on_curve = isinstance(group.case, shapes.Case) and shapes.only_on_curve(group.case, group.dtype, device)
-    return on_curve, shapes.OPS.index(group.op)
+    rows = dict.fromkeys((g.case, g.dtype) for g in shapes.groups(group.op, device, full=True))
+    return on_curve, list(rows).index((group.case, group.dtype)), shapes.OPS.index(group.op)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -30,21 +30,24 @@ _AGREEMENT = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 
 @dataclass(frozen=True)
 class Problem:
-    """The tensors of a group: parameters, and activations over which the calls rotate."""
+    """The tensors of a group: parameters, and activations over which the calls rotate; `tuned`: torch.compile
+    may try kernels.
+    """
 
     group: Group
     parameters: Tensors
     rotation: list[Tensors]
     device: str
+    tuned: bool
 
     @classmethod
-    def build(cls, group: Group, device: str, working_set: int) -> Problem:
+    def build(cls, group: Group, device: str, working_set: int, tuned: bool = False) -> Problem:
         """`working_set`: bytes the rotation must exceed, so that no cache holds it; 0 = one set of inputs."""
         first = inputs.activations(group.op, group.case, group.dtype, device, 0)
         count = 1 + working_set // sum(value.nbytes for value in first.values())
         more = (inputs.activations(group.op, group.case, group.dtype, device, s) for s in range(1, count))
         parameters = inputs.parameters(group.op, group.case, group.dtype, device)
-        return cls(group, parameters, [first, *more], device)
+        return cls(group, parameters, [first, *more], device, tuned)
 
     def arguments(self, index: int) -> Tensors:
         """Arguments of one call, gradients wanted in the direction that computes them."""
@@ -59,7 +62,7 @@ class Problem:
 
     def function(self, backend: str) -> Callable[..., torch.Tensor]:
         """The op as this contestant computes it; all take the same tensors by name."""
-        run = _function(self.group.op, backend, self.device)
+        run = _function(self.group.op, backend, self.tuned and self.device == "cuda")
         case = self.group.case
         return fusion.packed(self.group.op, case, run) if isinstance(case, FusionCase) else run
 
@@ -81,14 +84,14 @@ class Problem:
 AnyProblem = Problem | ModelProblem
 
 
-def problem_of(group: Group, device: str, working_set: int) -> AnyProblem:
+def problem_of(group: Group, device: str, working_set: int, tuned: bool = False) -> AnyProblem:
     """What the contestants of a group are given."""
     if isinstance(group.case, ModelCase):
         return ModelProblem(group.op, group.case, group.dtype, group.direction == "fwdbwd", device)
-    return Problem.build(group, device, working_set)
+    return Problem.build(group, device, working_set, tuned)
 
 
-def _function(op: str, backend: str, device: str) -> Callable[..., torch.Tensor]:
+def _function(op: str, backend: str, tuned: bool) -> Callable[..., torch.Tensor]:
     if backend == "sdpa":
         return fusion.peer(op, "sdpa")
     reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
@@ -96,7 +99,8 @@ def _function(op: str, backend: str, device: str) -> Callable[..., torch.Tensor]
         return reference
     if backend == "compile":
         # Launches are hidden from the clock on a GPU, so a CUDA graph would only add copies of its inputs.
-        mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
+        # Tuning takes up to a minute a row.
+        mode = "max-autotune-no-cudagraphs" if tuned else "default"
         return torch.compile(reference, fullgraph=True, dynamic=False, mode=mode)
     fused: Callable[..., torch.Tensor] = getattr(jair_kernels, op)
     return lambda **arguments: fused(**arguments, backend=backend)

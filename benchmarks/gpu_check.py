@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.steps import GRACE_SECONDS, ROOT, Check, last_line, python
+from benchmarks.steps import GRACE_SECONDS, ROOT, TOTAL_SECONDS, Check, last_line, python
 
 RESULTS = ROOT / "benchmarks" / "results"
 NEW = RESULTS / "new" / "gpu.json"
@@ -96,7 +96,8 @@ def load(check: Check) -> None:
 def tests(check: Check) -> None:
     """All ops on the device, in several processes where pytest-xdist is installed."""
     workers = str(min(12, os.cpu_count() or 1))
-    parallel = ["-n", workers] if importlib.util.find_spec("xdist") else []
+    # The compiled ones take longest and go first, each to another process.
+    parallel = ["-n", workers, "--maxschedchunk=1"] if importlib.util.find_spec("xdist") else []
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.unlink(missing_ok=True)
     command = python("-m", "pytest", "tests/gpu", "-q", "--tb=short", "-rf", "-p", "no:warnings")
@@ -209,8 +210,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="this tool of compute-sanitizer; repeatable (default: the first two)",
     )
     parser.add_argument("--prebuilt", action="store_true", help="take the library as it is, without a build")
+    parser.add_argument(
+        "--seconds", type=float, default=TOTAL_SECONDS, help="for all steps (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
-    check = Check()
+    check = Check(options.seconds)
     found = probe(check)
     chosen = [step for step in STEPS if not options.only or step.__name__ in options.only]
     if "kind" not in found:

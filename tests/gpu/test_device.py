@@ -172,6 +172,28 @@ def _fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@kernels
+def test_compiled_code(op: str, backend: str) -> None:
+    """One code for all sizes cuts tokens into other shares than a call of known size: the bits may differ."""
+    needs(op, backend)
+    function, options = getattr(jair_kernels, op), small(op).options
+
+    def step(tensors: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        y: torch.Tensor = function(**arguments(op, tensors), **options, backend=backend)
+        return y
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for n in (70, 33):
+        sample = small(op, torch.bfloat16 if backend == "cuda" else torch.float32, n=n)
+        needs_for(sample, backend)
+        leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}
+        y = compiled({**sample.tensors, **leaves})
+        grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
+        results = {"y": y.detach()} | {f"d{name}": g for name, g in zip(leaves, grads, strict=True)}
+        held = Expectation.of(sample)
+        assert not faults(results, held.eager, held.expected, held.allowed)
+
+
 ACCURACY = [(key, backend) for key, case in _cases().items() for op, backend in KERNELS if op == case.op]
 
 
@@ -235,28 +257,6 @@ def test_autocast(op: str, backend: str, dtype: torch.dtype) -> None:
     assert ours["y"].dtype == dtype
     assert {t.dtype for name, t in ours.items() if name != "y"} == {torch.float32}
     assert not faults(ours, eager, expected, allowed)
-
-
-@kernels
-def test_compiled_code(op: str, backend: str) -> None:
-    """One code for all sizes cuts tokens into other shares than a call of known size: the bits may differ."""
-    needs(op, backend)
-    function, options = getattr(jair_kernels, op), small(op).options
-
-    def step(tensors: dict[str, torch.Tensor | None]) -> torch.Tensor:
-        y: torch.Tensor = function(**arguments(op, tensors), **options, backend=backend)
-        return y
-
-    compiled = torch.compile(step, fullgraph=True, dynamic=True)
-    for n in (70, 33):
-        sample = small(op, torch.bfloat16 if backend == "cuda" else torch.float32, n=n)
-        needs_for(sample, backend)
-        leaves = {name: t.detach().requires_grad_() for name, t in floating(sample).items()}
-        y = compiled({**sample.tensors, **leaves})
-        grads = torch.autograd.grad(y, list(leaves.values()), sample.dy)
-        results = {"y": y.detach()} | {f"d{name}": g for name, g in zip(leaves, grads, strict=True)}
-        held = Expectation.of(sample)
-        assert not faults(results, held.eager, held.expected, held.allowed)
 
 
 def _warmed_up(call: Callable[[], object]) -> None:

@@ -30,8 +30,8 @@ struct LearnerCall {
   void check_all() const {
     check_not_empty({batch(), tokens(), outputs(), hidden(), shares}, "tokenlearner");
     STD_TORCH_CHECK(outputs() <= 32 && hidden() <= kHidden, "tokenlearner: unexpected sizes");
-    STD_TORCH_CHECK(share_tokens > 0 && share_tokens % 32 == 0 && shares * share_tokens >= tokens() &&
-                        (shares - 1) * share_tokens < tokens(),
+    STD_TORCH_CHECK(tokens() < INT32_MAX / 2 && share_tokens > 0 && share_tokens % 32 == 0 &&
+                        shares * share_tokens >= tokens() && (shares - 1) * share_tokens < tokens(),
                     "tokenlearner: unexpected shares");
     check_shape(wg, {hidden(), width()}, "wg");
     check_shape(c, {hidden()}, "c");

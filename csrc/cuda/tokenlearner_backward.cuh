@@ -347,17 +347,13 @@ struct LearnerBackwardBlock {
       }
       along[i].x *= 1.f / kWidth, along[i].y *= 1.f / kWidth;
     }
-    Fragment dh[kRowTiles][kHidden / 16], p[kRowTiles][kOutputTiles];
+    Fragment dh[kRowTiles][kHidden / 16];
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
-      const int row = i * 16 + tile_row(lane);
 #pragma unroll
       for (int h = 0; h < kHidden / 16; ++h) {
-        dh[i][h] = load_matrices(shared.hidden + row * Shared::kHiddenPitch + h * 16 + tile_column(lane));
-      }
-#pragma unroll
-      for (int m = 0; m < kOutputTiles; ++m) {
-        p[i][m] = load_matrices(shared.weights + row * Shared::kOutputPitch + m * 16 + tile_column(lane));
+        const T* rows = shared.hidden + (i * 16 + tile_row(lane)) * Shared::kHiddenPitch;
+        dh[i][h] = load_matrices(rows + h * 16 + tile_column(lane));
       }
     }
     const int first = warp * kColumns;
@@ -393,8 +389,10 @@ struct LearnerBackwardBlock {
         const Fragment b = load_transposed(shared.dy + m * 16 * Shared::kPitch + at);
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
-          multiply_add<T>(acc[i][0], p[i][m], b.r[0], b.r[1]);
-          multiply_add<T>(acc[i][1], p[i][m], b.r[2], b.r[3]);
+          const T* rows = shared.weights + (i * 16 + tile_row(lane)) * Shared::kOutputPitch;
+          const Fragment p = load_matrices(rows + m * 16 + tile_column(lane));
+          multiply_add<T>(acc[i][0], p, b.r[0], b.r[1]);
+          multiply_add<T>(acc[i][1], p, b.r[2], b.r[3]);
         }
       }
 #pragma unroll

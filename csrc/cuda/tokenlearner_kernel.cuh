@@ -110,13 +110,13 @@ struct LearnerShared {
 
 // Tokens [n, end) of a share; one step takes kRows of them.
 struct LearnerStep {
-  int64_t item, image, n, end;
+  int64_t item, image;
+  int n, end;
 
   template <typename T>
   __device__ static LearnerStep first(const Learner<T>& in, int64_t item) {
-    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens;
-    const int64_t end = n + in.share_tokens;
-    return {item, image, n, end < in.tokens ? end : in.tokens};
+    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens, end = n + in.share_tokens;
+    return {item, image, static_cast<int>(n), static_cast<int>(end < in.tokens ? end : in.tokens)};
   }
 
   template <typename T>

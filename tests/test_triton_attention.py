@@ -22,6 +22,7 @@ CASES = [
     FusionCase(ATTENTION, 3, 5, 9, 16, h=2, h_kv=1, mask="nan"),
     FusionCase(ATTENTION, 3, 7, 33, 16, h=2, h_kv=1, mask="nan", ranges="wild"),
     FusionCase(ATTENTION, 2, 6, 33, 16, ranges="media"),
+    FusionCase(ATTENTION, 1, 64, 96, 64, h=2, h_kv=1, ranges="media"),
     FusionCase(ATTENTION, 2, 5, 20, 16, layout="transposed"),
     FusionCase(ATTENTION, 2, 5, 20, 16, layout="sliced", mask="some"),
     FusionCase(ATTENTION, 2, 5, 7, 16, values="huge_score"),
@@ -114,10 +115,22 @@ def test_a_broken_query_does_not_reach_masked_keys(name: str, junk: float, once:
 
 
 @interpreted
-@pytest.mark.parametrize("case", [*CASES[2:6], CASES[7]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES[2:6], CASES[8]], ids=lambda case: case.name)
 def test_keys_in_segments(case: FusionCase, once: bool) -> None:
     with short_segments():
         Expectation.of(case.sample()).check("triton")
+
+
+@interpreted
+@pytest.mark.parametrize("mask", [None, "some", "row"])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_an_offset_of_all_keys_does_not_reach_dq(dtype: torch.dtype, mask: str | None, once: bool) -> None:
+    expectation = Expectation.of(
+        FusionCase(ATTENTION, 2, 5, 130, 24, values="shifted", mask=mask).sample(dtype)
+    )
+    expectation.check("triton")
+    with short_segments():
+        expectation.check("triton")
 
 
 @interpreted

@@ -20,6 +20,8 @@ from jair_kernels.cross_attention.triton import (
     load_bounds,
     load_keys,
     load_rows,
+    mean_key,
+    narrowed,
     options,
     row_options,
     scores_of,
@@ -31,9 +33,7 @@ Tensor = torch.Tensor
 
 @triton.jit
 def of_all_keys(p, dp):
-    """P of all keys by its own sum, and delta = sum P dP: a single key has weight 1 and gradient 0 exactly,
-    however its score was rounded.
-    """
+    """P of all keys by its own sum, and delta = sum P dP: exact for a single key, however s was rounded."""
     total = tl.sum(p, 1)
     total = tl.broadcast_to(tl.where(total == 0, 1.0, total)[:, None], p.shape)
     p = tl.where(p == 0, 0.0, tl.div_rn(p, total))
@@ -96,8 +96,8 @@ def queries_kernel(
     dout, q, k, v, mask, kv_range, o, stats, delta, dq, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h,
     v_b, v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, o_b, o_l, o_h, to_l, splits, segment,
     D: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr,
-    MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    CENTRED: tl.constexpr, MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq = scale dS k of one tile of rows, over one segment of keys, and delta for `keys_kernel`. MERGED:
     [image, split, row], summed later.
@@ -119,7 +119,7 @@ def queries_kernel(
     inner = inner_products(load_rows(o, b, g, m, attending, L, D, R, o_b, o_l, o_h, d), grads)
     if split == 0:
         tl.store(delta + image * M + m, inner, mask=live)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc, left = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M], tl.float32)
     k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
@@ -130,7 +130,12 @@ def queries_kernel(
             rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
             PRECISION,
         )  # fmt: skip
-        acc = tl.dot(ds.to(kn.dtype), kn, acc, input_precision=PRECISION)
+        ds = ds.to(kn.dtype)
+        acc = tl.dot(ds, kn, acc, input_precision=PRECISION)
+        if CENTRED:
+            left += tl.sum(ds.to(tl.float32), 1)
+    if CENTRED:
+        acc -= left[:, None] * mean_key(k, mask, N, k_n, m_n, d, D, HAS_MASK, BLOCK_N)[None, :]
     to = (place * M + m) * D
     if not MERGED:
         to = (b * L + m % L) * to_l + (g * R + m // L) * D
@@ -142,11 +147,11 @@ def queries_kernel(
 def keys_kernel(
     dout, q, k, v, mask, kv_range, stats, delta, dkv, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
     v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, to_n, dk_at, dv_at, D: tl.constexpr,
-    HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr, CENTRED: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows; both are summed transposed,
-    where a block of 32 keys is wide enough for the matrix units.
+    """dv = P^T dout and dk = scale dS^T q of one block of keys, over all rows; without ranges both are summed
+    transposed, where a block of 32 keys is wide enough for the matrix units.
     """
     M = R * L
     blocks = tl.cdiv(N, BLOCK_N)
@@ -157,7 +162,8 @@ def keys_kernel(
     k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     keep = keys_kept(mask, n0, N, m_n, HAS_MASK, BLOCK_N)
     kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
-    dk, dv = tl.zeros([BLOCK_D, BLOCK_N], tl.float32), tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    dk = tl.zeros([BLOCK_N, BLOCK_D] if HAS_RANGE else [BLOCK_D, BLOCK_N], tl.float32)
+    dv = tl.zeros_like(dk)
     for m0 in range(0, M, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         live = m < M
@@ -173,11 +179,18 @@ def keys_kernel(
             rows, grads, top, inverse, inner, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
             PRECISION,
         )  # fmt: skip
-        dv = tl.dot(tl.trans(grads), p.to(grads.dtype), dv, input_precision=PRECISION)
-        dk = tl.dot(tl.trans(rows), ds.to(rows.dtype), dk, input_precision=PRECISION)
+        p, ds = p.to(grads.dtype), ds.to(rows.dtype)
+        if HAS_RANGE:
+            dv = tl.dot(tl.trans(p), grads, dv, input_precision=PRECISION)
+            dk = tl.dot(tl.trans(ds), rows, dk, input_precision=PRECISION)
+        else:
+            dv = tl.dot(tl.trans(grads), p, dv, input_precision=PRECISION)
+            dk = tl.dot(tl.trans(rows), ds, dk, input_precision=PRECISION)
+    if not HAS_RANGE:
+        dk, dv = tl.trans(dk), tl.trans(dv)
     dkv += b * N * to_n + g * D
-    store_keys(dkv + dk_at, tl.trans(dk) * scale, n0, N, keep, to_n, d, D, HAS_MASK)
-    store_keys(dkv + dv_at, tl.trans(dv), n0, N, keep, to_n, d, D, HAS_MASK)
+    store_keys(dkv + dk_at, dk * scale, n0, N, keep, to_n, d, D, HAS_MASK)
+    store_keys(dkv + dv_at, dv, n0, N, keep, to_n, d, D, HAS_MASK)
 
 
 @triton.jit
@@ -202,10 +215,14 @@ def sum_kernel(
 def gradient_options(
     q: Tensor, k: Tensor, mask: Tensor | None, kv_range: Tensor | None, config: Config
 ) -> dict[str, Any]:
-    """Compile-time arguments of the backward's kernels; for ONE see `weights_and_gradient`."""
+    """Compile-time arguments of the backward's kernels; for ONE see `weights_and_gradient`. If CENTRED, dq =
+    scale dS (k - c), c a mean of keys: dS sums to 0 over them, but for the rounding of o and so of delta,
+    which an offset that keys have in common would carry into dq. With ranges c may be of keys not attended.
+    """
     n = k.shape[1]
     one = 2 if symbolic(n) else int(n <= config["BLOCK_N"])
-    return {**options(q, mask, kv_range, config), "ONE": one}
+    centred = q.element_size() == 2 and kv_range is None and one != 1
+    return {**options(q, mask, kv_range, config), "ONE": one, "CENTRED": centred}
 
 
 def new_gradients(q: Tensor, k: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
@@ -255,6 +272,7 @@ def backward(
     delta = q.new_empty((b, h, l), dtype=torch.float32)
 
     def run(config: Config) -> tuple[Tensor, Tensor]:
+        config = narrowed(config, kv_range)
         meta = gradient_options(q, k, mask, kv_range, config)
         given = (mask_arguments(mask, q)[0], q if kv_range is None else kv_range)
         inputs: tuple[Any, ...] = (dout, q, k, v, *given)

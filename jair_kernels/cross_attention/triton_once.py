@@ -19,6 +19,7 @@ from jair_kernels.cross_attention.triton import (
     load_bounds,
     load_keys,
     load_rows,
+    mean_key,
     within,
 )
 from jair_kernels.cross_attention.triton_grad import (
@@ -39,8 +40,8 @@ def once_kernel(
     dout, q, k, v, mask, kv_range, o, stats, dq, dkv, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
     v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, o_b, o_l, o_h, to_n, dk_at, dv_at, to_l, splits,
     segment, D: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr,
-    MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    CENTRED: tl.constexpr, MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dv = P^T dout, dk = scale dS^T q and dq = scale dS k of all rows, R L <= BLOCK_M, over one segment of
     keys. MERGED: dq [image, split, row], summed later.
@@ -59,7 +60,7 @@ def once_kernel(
     rows = load_rows(q, b, g, m, attending, L, D, R, q_b, q_l, q_h, d)
     grads = load_rows(dout, b, g, m, attending, L, D, R, g_b, g_l, g_h, d)
     delta = inner_products(load_rows(o, b, g, m, attending, L, D, R, o_b, o_l, o_h, d), grads)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc, left = tl.zeros([BLOCK_M, BLOCK_D], tl.float32), tl.zeros([BLOCK_M], tl.float32)
     k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     dkv += b * N * to_n + g * D
     first = split * segment
@@ -77,6 +78,10 @@ def once_kernel(
         dk = tl.dot(tl.trans(rows), ds, input_precision=PRECISION)
         store_keys(dkv + dk_at, tl.trans(dk) * scale, n0, last, keep, to_n, d, D, HAS_MASK)
         acc = tl.dot(ds, kn, acc, input_precision=PRECISION)
+        if CENTRED:
+            left += tl.sum(ds.to(tl.float32), 1)
+    if CENTRED:
+        acc -= left[:, None] * mean_key(k, mask, N, k_n, m_n, d, D, HAS_MASK, BLOCK_N)[None, :]
     to = (place * M + m) * D
     if not MERGED:
         to = (b * L + m % L) * to_l + (g * R + m // L) * D

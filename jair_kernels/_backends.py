@@ -19,10 +19,8 @@ from jair_kernels import _library
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
-# The order in which an automatic choice tries the backends, by the device of the first input: faster ones
-# first.
+# The order in which an automatic choice tries the backends, by the device of the first input.
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-_CUDA_FIRST = frozenset({"fused_tokenlearner"})
 
 
 def always(*inputs: object) -> str | None:
@@ -187,8 +185,7 @@ def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
         if reason is not None:
             raise ValueError(f"backend: expected one that can run {op}, got {chosen!r}: {reason}")
         return chosen
-    order = _AUTOMATIC.get(inputs[0].device.type, ())
-    for name in reversed(order) if op in _CUDA_FIRST else order:
+    for name in _AUTOMATIC.get(inputs[0].device.type, ()):
         if why_not(op, name, *inputs) is None:
             return name
     return "reference"

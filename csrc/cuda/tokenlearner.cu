@@ -1,6 +1,7 @@
 // fused_tokenlearner on CUDA: its passes over x. What is as small as the weights is done around them, in
 // jair_kernels/tokenlearner/cuda.py.
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 
 #include "cuda/common.cuh"

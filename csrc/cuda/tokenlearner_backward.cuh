@@ -1,7 +1,7 @@
 // fused_tokenlearner's backward as far as tokens go: dx, and what the gradients of the parameters are summed from, for
 // 16-bit elements. x is read once, dx written once.
 //
-// Blocks work as in the forward (tokenlearner_kernel.cuh): Wg stays in shared memory, dY of the image too, and of each
+// Blocks work as in the forward (tokenlearner_forward.cuh): Wg stays in shared memory, dY of the image too, and of each
 // step of kRows tokens
 //
 //   products   h = x Wg^T and dP = x dY^T: four warps share D, two the columns
@@ -11,7 +11,7 @@
 //   inputs     dx = r (dH Wg - (dH . c + xhat (dH . (h - e))) / D) + P dY, every warp D / 8 columns, in the place of x
 #pragma once
 
-#include "cuda/tokenlearner_kernel.cuh"
+#include "cuda/tokenlearner_common.cuh"
 
 namespace jair::cuda {
 
@@ -24,28 +24,18 @@ struct LearnerGradients {
   T *dx, *dh, *g, *ds;  // [B,N,D], [B,N,64], [B,N,64] = gelu(h), [B,N,kOutputs]: the latter with zeros beyond H and K
 };
 
-__device__ inline float gelu_slope(float h, bool tanh) {
-  if (tanh) {
-    const float gate = 1.f / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
-    return gate + h * gate * (1.f - gate) * 1.5957691216057308f * (1.f + 0.134145f * h * h);
-  }
-  return 0.5f * (1.f + erff(h * 0.7071067811865476f)) + h * 0.3989422804014327f * exponential(-0.5f * h * h);
-}
-
 template <typename T, int kWidth, int kRows, int kOutputs>
 struct LearnerBackwardShared {
   static constexpr int kPitch = kWidth + 8, kHiddenPitch = kHidden + 8, kOutputPitch = kOutputs + 8;
   static constexpr int kSumPitch = kHidden + kOutputs + 8;
-  T wg[kHidden * kPitch];
+  LearnerWeights<T, kWidth, kOutputs> fixed;
   T x[kRows * kPitch];
   T dy[kOutputs * kPitch];
-  T hidden[kRows * kHiddenPitch];  // gelu(h), then dH
-  T w2[kOutputs * kHiddenPitch];
+  T hidden[kRows * kHiddenPitch];   // gelu(h), then dH
   T weights[kRows * kOutputPitch];  // P
   T ds[kRows * kOutputPitch];
   float sums[2][kRows * kSumPitch];
   float2 along[8][kRows];  // of every warp's hidden units: dH . c and dH . (h - e)
-  float c[kHidden], e[kHidden], b2[kOutputs];
   float top[kOutputs], inverse[kOutputs], delta[kOutputs];
   float2 stats[2][kRows];  // zeros of rows that are not kept
   uint8_t keep[2][kRows];
@@ -70,26 +60,6 @@ struct LearnerBackwardBlock {
   Shared& shared;
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
-
-  __device__ void load_weights() {
-    for (int h = warp; h < kHidden; h += kWarps) {
-      const bool inside = h < in.hidden;
-      copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
-                               lane, inside);
-    }
-    for (int i = thread; i < kOutputs * kHidden; i += kThreads) {
-      const int k = i / kHidden, h = i % kHidden;
-      const bool inside = k < in.outputs && h < in.hidden;
-      shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
-    }
-    for (int i = thread; i < kHidden; i += kThreads) {
-      shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
-      shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
-    }
-    for (int i = thread; i < kOutputs; i += kThreads) {
-      shared.b2[i] = in.bias(i);
-    }
-  }
 
   __device__ void load_image(int64_t image) {
     for (int k = warp; k < kOutputs; k += kWarps) {
@@ -130,7 +100,7 @@ struct LearnerBackwardBlock {
   __device__ void products(Accumulator (&acc)[kRowTiles][kProducts]) {
     const int quarter = warp % 4, tile = has_scores() ? score_tile_of_warp() : 0;
     const T* x = shared.x + tile_row(lane) * Shared::kPitch + tile_column(lane);
-    const T* w = shared.wg + (warp / 4 * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* w = shared.fixed.wg + (warp / 4 * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
     const T* dy = shared.dy + (tile / 2 * 16 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
 #pragma unroll 2
     for (int i = 0; i < kWidth / 4; i += 16) {
@@ -170,27 +140,7 @@ struct LearnerBackwardBlock {
                                           : kHidden + (score_tile_of_warp() + j - kHiddenTiles) * 8;
       return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + column);
     };
-    for (int turn = 0; turn < 2; ++turn) {
-      if (quarter / 2 != turn) {  // first quarters 2 and 3, then 0 and 1
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < kProducts; ++j) {
-            if (j >= tiles) continue;
-#pragma unroll
-            for (int low = 0; low < 2; ++low) {
-              float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
-              if (turn == 1) {
-                const float2 other = *at(i, j, low);
-                value = make_float2(value.x + other.x, value.y + other.y);
-              }
-              *at(i, j, low) = value;
-            }
-          }
-        }
-      }
-      __syncthreads();
-    }
+    add_in_pairs(acc, quarter, tiles, at);
   }
 
   __device__ float2 summed(int row, int column) const {
@@ -223,10 +173,10 @@ struct LearnerBackwardBlock {
         float values[2] = {sum.x, sum.y};
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const float value = stats.y * (values[j] - stats.x * shared.c[h + j]);
+          const float value = stats.y * (values[j] - stats.x * shared.fixed.c[h + j]);
           normed[i][2 * low + j] = value;
-          slope[i][2 * low + j] = gelu_slope(value + shared.e[h + j], in.tanh);
-          values[j] = gelu(value + shared.e[h + j], in.tanh);
+          slope[i][2 * low + j] = gelu_slope(value + shared.fixed.e[h + j], in.tanh);
+          values[j] = gelu(value + shared.fixed.e[h + j], in.tanh);
         }
         const uint32_t pair = pack<T>(values[0], values[1]);
         *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + h) = pair;
@@ -239,7 +189,7 @@ struct LearnerBackwardBlock {
   // summed from these very scores, which is exact for a single token.
   __device__ void scores(const LearnerStep& step, int buffer) {
     Accumulator acc[kRowTiles];
-    score_tile<kRowTiles>(shared.hidden, shared.w2, warp, lane, acc);
+    score_tile<kRowTiles>(shared.hidden, shared.fixed.w2, warp, lane, acc);
     const bool whole = in.tokens <= kRows;
     const int first = warp * 8 + 2 * t;
     bool keep[2 * kRowTiles];
@@ -256,7 +206,7 @@ struct LearnerBackwardBlock {
       float s[2 * kRowTiles], dp[2 * kRowTiles];
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) {
-        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.b2[k];
+        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.fixed.b2[k];
         dp[i] = column ? products[i].y : products[i].x;
       }
       float top = shared.top[k], inverse = shared.inverse[k], inner = shared.delta[k];
@@ -302,7 +252,8 @@ struct LearnerBackwardBlock {
     Accumulator acc[kMyRowTiles] = {};
 #pragma unroll
     for (int j = 0; j < kOutputTiles; ++j) {
-      const T* w = shared.w2 + (j * 16 + tile_row(lane)) * Shared::kHiddenPitch + tile / 2 * 16 + tile_column(lane);
+      const T* w =
+          shared.fixed.w2 + (j * 16 + tile_row(lane)) * Shared::kHiddenPitch + tile / 2 * 16 + tile_column(lane);
       const Fragment b = load_transposed(w);
 #pragma unroll
       for (int i = 0; i < kMyRowTiles; ++i) {
@@ -320,7 +271,7 @@ struct LearnerBackwardBlock {
         *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + h) = pair;
         store_hidden(out.dh, step, row, h, pair);
         const float2 dh = unpack<T>(pair);
-        float2 along = make_float2(dh.x * shared.c[h] + dh.y * shared.c[h + 1],
+        float2 along = make_float2(dh.x * shared.fixed.c[h] + dh.y * shared.fixed.c[h + 1],
                                    dh.x * normed[i][2 * low] + dh.y * normed[i][2 * low + 1]);
 #pragma unroll
         for (int hop = 1; hop < 4; hop *= 2) {
@@ -363,7 +314,7 @@ struct LearnerBackwardBlock {
       const int at = tile_row(lane) * Shared::kPitch + d + tile_column(lane);
 #pragma unroll
       for (int h = 0; h < kHidden / 16; ++h) {
-        const Fragment b = load_transposed(shared.wg + h * 16 * Shared::kPitch + at);
+        const Fragment b = load_transposed(shared.fixed.wg + h * 16 * Shared::kPitch + at);
 #pragma unroll
         for (int i = 0; i < kRowTiles; ++i) {
           multiply_add<T>(acc[i][0], dh[i][h], b.r[0], b.r[1]);
@@ -433,7 +384,7 @@ __global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens_ba
   const int64_t items = in.batch * in.shares;
   LearnerStep step = LearnerStep::first(in, blockIdx.x);
   int64_t image = -1;
-  block.load_weights();
+  block.shared.fixed.load(in);
   if (step.item < items) block.load_tokens(step, 0);
   for (int buffer = 0; step.item < items; buffer ^= 1) {
     if (step.image != image) {

@@ -6,7 +6,7 @@
 // every warp half of the former and an eighth of the latter, in registers. The shares are added in their order later.
 #pragma once
 
-#include "cuda/tokenlearner_kernel.cuh"
+#include "cuda/tokenlearner_common.cuh"
 
 namespace jair::cuda {
 

@@ -2,6 +2,7 @@
 #include "cuda_fibers.h"
 
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 
 #include <cstdio>

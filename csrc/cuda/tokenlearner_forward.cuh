@@ -11,84 +11,9 @@
 // so that x crosses the memory bus and the L2 cache once.
 #pragma once
 
-#include "cuda/tiles.cuh"
+#include "cuda/tokenlearner_common.cuh"
 
 namespace jair::cuda {
-
-constexpr int kHidden = 64;  // hidden units, those beyond H with zero weights
-
-// A call's tensors. Strides in elements; x has dense, 16-byte aligned rows.
-template <typename T>
-struct Learner {
-  const T* x;
-  int64_t x_image, x_token;
-  const uint8_t* mask;  // null: all tokens are kept
-  int64_t mask_image, mask_token;
-  const T* wg;         // [H,D]
-  const float *c, *e;  // [H]
-  const T* w2;         // [K,H]
-  const float* b2;     // [K] or null, as is b2_narrow: one of them at most is given
-  const T* b2_narrow;
-  int64_t batch, tokens, hidden, outputs;
-  int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
-  float eps;
-  bool tanh;
-
-  __device__ float bias(int64_t k) const {
-    if (k >= outputs) return 0.f;
-    return b2 ? b2[k] : b2_narrow ? to_float(b2_narrow[k]) : 0.f;
-  }
-
-  __device__ bool kept(int64_t image, int64_t n, int64_t end) const {
-    return n < end && (!mask || mask[image * mask_image + n * mask_token]);
-  }
-};
-
-__device__ inline float gelu(float h, bool tanh) {
-  if (tanh) return h / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
-  return 0.5f * h * (1.f + erff(h * 0.7071067811865476f));
-}
-
-// One row of kPieces times 16 bytes by kLanes lanes; both pointers are at the first piece of this one.
-template <int kPieces, int kLanes, typename T>
-__device__ inline void copy_row(T* to, const T* from, int lane, bool inside) {
-#pragma unroll
-  for (int i = 0; i < kPieces; i += kLanes) {
-    if (i + kLanes <= kPieces || i + lane < kPieces) copy16(to + i * 8, from + i * 8, inside);
-  }
-}
-
-// Over the rows of a result's column, in all lanes that have a part of it.
-__device__ inline float column_max(float value) {
-#pragma unroll
-  for (int hop = 4; hop < 32; hop *= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, hop));
-  return value;
-}
-
-__device__ inline float column_sum(float value) {
-#pragma unroll
-  for (int hop = 4; hop < 32; hop *= 2) value += __shfl_xor_sync(0xffffffffu, value, hop);
-  return value;
-}
-
-// gelu(h) w2^T for the `tile`-th 8 outputs.
-template <int kRowTiles, typename T>
-__device__ void score_tile(const T* hidden, const T* w2, int tile, int lane, Accumulator (&acc)[kRowTiles]) {
-  constexpr int kPitch = kHidden + 8;
-  hidden += tile_row(lane) * kPitch + tile_column(lane);
-  w2 += (tile / 2 * 16 + tile_row(lane)) * kPitch + tile_column(lane);
-#pragma unroll
-  for (int i = 0; i < kRowTiles; ++i) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
-#pragma unroll
-  for (int h = 0; h < kHidden; h += 16) {
-    const Fragment b = load_matrices(w2 + h);
-#pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-      multiply_add<T>(acc[i], load_matrices(hidden + i * 16 * kPitch + h), tile % 2 ? b.r[1] : b.r[0],
-                      tile % 2 ? b.r[3] : b.r[2]);
-    }
-  }
-}
 
 // Shared memory of one block. Rows are 16 bytes longer than their contents, so that the 8 rows of an 8x8 matrix lie
 // in different banks.
@@ -96,40 +21,15 @@ template <typename T, int kWidth, int kRows, int kOutputs>
 struct LearnerShared {
   static constexpr int kPitch = kWidth + 8, kHiddenPitch = kHidden + 8, kWeightPitch = kRows + 8;
   static constexpr int kSumPitch = kHidden + 8;
-  T wg[kHidden * kPitch];
+  LearnerWeights<T, kWidth, kOutputs> fixed;
   T x[2][kRows * kPitch];
   T hidden[kRows * kHiddenPitch];
-  T w2[kOutputs * kHiddenPitch];
   T weights[kOutputs * kWeightPitch];  // P^T
   float sums[2][kRows * kSumPitch];
   float2 moments[4][kRows];  // sums of x - shift and of its squares, of a quarter of D each
-  float c[kHidden], e[kHidden], b2[kOutputs];
   float decay[kOutputs], inverse[kOutputs];
   uint8_t keep[2][kRows];
 };
-
-// Tokens [n, end) of a share; one step takes kRows of them.
-struct LearnerStep {
-  int64_t item, image;
-  int n, end;
-
-  template <typename T>
-  __device__ static LearnerStep first(const Learner<T>& in, int64_t item) {
-    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens, end = n + in.share_tokens;
-    return {item, image, static_cast<int>(n), static_cast<int>(end < in.tokens ? end : in.tokens)};
-  }
-
-  template <typename T>
-  __device__ LearnerStep next(const Learner<T>& in, int rows) const {
-    return last(rows) ? first(in, item + gridDim.x) : LearnerStep{item, image, n + rows, end};
-  }
-
-  __device__ bool last(int rows) const { return n + rows >= end; }
-};
-
-// Warps of a block: as many as leave each an even number of tiles of 8 columns.
-template <int kWidth>
-constexpr int kLearnerWarps = kWidth % 256 == 0 ? 16 : 8;
 
 template <typename T, int kWidth, int kRows, int kOutputs>
 struct LearnerBlock {
@@ -144,26 +44,6 @@ struct LearnerBlock {
   Shared& shared;
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
-
-  __device__ void load_weights() {
-    for (int h = warp; h < kHidden; h += kWarps) {
-      const bool inside = h < in.hidden;
-      copy_row<kWidth / 8, 32>(shared.wg + h * Shared::kPitch + lane * 8, in.wg + (inside ? h : 0) * kWidth + lane * 8,
-                               lane, inside);
-    }
-    for (int i = thread; i < kOutputs * kHidden; i += kThreads) {
-      const int k = i / kHidden, h = i % kHidden;
-      const bool inside = k < in.outputs && h < in.hidden;
-      shared.w2[k * Shared::kHiddenPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
-    }
-    for (int i = thread; i < kHidden; i += kThreads) {
-      shared.c[i] = i < in.hidden ? in.c[i] : 0.f;
-      shared.e[i] = i < in.hidden ? in.e[i] : 0.f;
-    }
-    for (int i = thread; i < kOutputs; i += kThreads) {
-      shared.b2[i] = in.bias(i);
-    }
-  }
 
   // Rows that are not kept are zeros, whatever lies there. A warp takes whole rows, so that addresses are a row's.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
@@ -182,7 +62,7 @@ struct LearnerBlock {
   __device__ void products(int buffer, Accumulator (&acc)[kRowTiles][kHiddenTiles]) {
     const int quarter = warp % 4, part = warp / 4;
     const T* x = shared.x[buffer] + tile_row(lane) * Shared::kPitch + tile_column(lane);
-    const T* w = shared.wg + (part * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
+    const T* w = shared.fixed.wg + (part * kHiddenTiles * 8 + tile_row(lane)) * Shared::kPitch + tile_column(lane);
     const bool measures = part < kRowTiles;  // the moments of 16 rows
     const T* row = shared.x[buffer] + part * 16 * Shared::kPitch;
     const float shift[2] = {measures ? to_float(row[g * Shared::kPitch]) : 0.f,
@@ -234,26 +114,7 @@ struct LearnerBlock {
     auto at = [&](int i, int j, int low) {
       return reinterpret_cast<float2*>(sums + (i * 16 + g + low * 8) * Shared::kSumPitch + j * 8);
     };
-    for (int turn = 0; turn < 2; ++turn) {
-      if (quarter / 2 != turn) {  // first quarters 2 and 3, then 0 and 1
-#pragma unroll
-        for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-          for (int j = 0; j < kHiddenTiles; ++j) {
-#pragma unroll
-            for (int low = 0; low < 2; ++low) {
-              float2 value = make_float2(acc[i][j][2 * low], acc[i][j][2 * low + 1]);
-              if (turn == 1) {
-                const float2 other = *at(i, j, low);
-                value = make_float2(value.x + other.x, value.y + other.y);
-              }
-              *at(i, j, low) = value;
-            }
-          }
-        }
-      }
-      __syncthreads();
-    }
+    add_in_pairs(acc, quarter, kHiddenTiles, at);
   }
 
   // gelu(h) of all rows, and their mean and 1/std.
@@ -275,8 +136,8 @@ struct LearnerBlock {
     for (int i = 0; i < kMine; i += 2) {
       const float2 low = *reinterpret_cast<const float2*>(sums + i);
       const float2 high = *reinterpret_cast<const float2*>(sums + i + kNext);
-      const float h0 = rstd * (low.x + high.x - mean * shared.c[first + i]) + shared.e[first + i];
-      const float h1 = rstd * (low.y + high.y - mean * shared.c[first + i + 1]) + shared.e[first + i + 1];
+      const float h0 = rstd * (low.x + high.x - mean * shared.fixed.c[first + i]) + shared.fixed.e[first + i];
+      const float h1 = rstd * (low.y + high.y - mean * shared.fixed.c[first + i + 1]) + shared.fixed.e[first + i + 1];
       const uint32_t pair = pack<T>(gelu(h0, in.tanh), gelu(h1, in.tanh));
       *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + first + i) = pair;
     }
@@ -288,7 +149,7 @@ struct LearnerBlock {
   // warp has one tile of outputs; its lanes keep the largest score and the sum of two of them.
   __device__ void softmax(const LearnerStep& step, int buffer, float (&top)[2], float (&total)[2], float2* pairs) {
     Accumulator acc[kRowTiles];
-    score_tile<kRowTiles>(shared.hidden, shared.w2, warp, lane, acc);
+    score_tile<kRowTiles>(shared.hidden, shared.fixed.w2, warp, lane, acc);
     bool keep[2 * kRowTiles];
 #pragma unroll
     for (int i = 0; i < 2 * kRowTiles; ++i) keep[i] = shared.keep[buffer][i * 8 + g];
@@ -299,7 +160,7 @@ struct LearnerBlock {
       float s[2 * kRowTiles], largest = -INFINITY;
 #pragma unroll
       for (int i = 0; i < 2 * kRowTiles; ++i) {
-        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.b2[k];
+        s[i] = acc[i / 2][i % 2 * 2 + column] + shared.fixed.b2[k];
         if (keep[i]) largest = fmaxf(largest, s[i]);
       }
       largest = fmaxf(top[column], column_max(largest));
@@ -385,7 +246,7 @@ __global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens(Le
   Accumulator pooled[Block::kOutputTiles][Block::kColumnTiles] = {};
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
   LearnerStep step = LearnerStep::first(in, blockIdx.x);
-  block.load_weights();
+  block.shared.fixed.load(in);
   if (step.item < items) block.load_tokens(step, 0);
   commit_copies();
   for (int buffer = 0; step.item < items; buffer ^= 1) {

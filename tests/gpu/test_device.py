@@ -336,7 +336,7 @@ def test_second_device(op: str, backend: str) -> None:
     assert_same({name: t.to("cuda:0") for name, t in results.items()}, run(first, backend))
 
 
-def test_cuda_kernels_pass_opcheck() -> None:
+def test_token_pool_passes_opcheck() -> None:
     needs("fused_token_pool", "cuda")
     ops = torch.ops.jair_kernels
     sample = small("fused_token_pool", torch.float32)
@@ -347,3 +347,20 @@ def test_cuda_kernels_pass_opcheck() -> None:
         torch.library.opcheck(ops.token_pool_forward.default, (x, scores, mask, sigmoid, True))
         arguments = (sample.dy, x, scores, mask, y, softmax, sigmoid, True)
         torch.library.opcheck(ops.token_pool_backward.default, arguments)
+
+
+def test_passes_of_tokenlearner_pass_opcheck() -> None:
+    x = torch.randn(2, 70, 384, device=DEVICE, dtype=torch.bfloat16)
+    needs("fused_tokenlearner", "cuda", x)
+    ops, check = torch.ops.jair_kernels, torch.library.opcheck
+    wg, w2, b2 = (torch.randn(size, device=DEVICE).to(x) for size in ((24, 384), (8, 24), (8,)))
+    c, e = wg.float().sum(1), torch.randn(24, device=DEVICE)
+    dy, mask = torch.randn(2, 8, 384, device=DEVICE).to(x), torch.rand(2, 70, device=DEVICE) < 0.7
+    operands = (wg, c, e, w2, b2, mask)
+    for shares, tokens in ((1, 96), (3, 32)):
+        check(ops.tokenlearner_pool.default, (x, *operands, 1e-6, True, shares, tokens))
+    y, softmax, stats = ops.tokenlearner_pool(x, *operands, 1e-6, True, 1, 96)
+    given = (softmax.view(2, 8, 2), stats, (y.float() * dy.float()).sum(2))
+    check(ops.tokenlearner_inputs.default, (dy, x, *operands, *given, True, 3, 32))
+    _, *kept = ops.tokenlearner_inputs(dy, x, *operands, *given, True, 3, 32)
+    check(ops.tokenlearner_sums.default, (x, mask, stats, *kept, 24, 8, 32))

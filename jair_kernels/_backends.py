@@ -21,6 +21,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # The order in which an automatic choice tries the backends, by the device of the first input.
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+_CUDA_FIRST = frozenset({"fused_tokenlearner"})
 
 
 def always(*inputs: object) -> str | None:
@@ -185,7 +186,8 @@ def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
         if reason is not None:
             raise ValueError(f"backend: expected one that can run {op}, got {chosen!r}: {reason}")
         return chosen
-    for name in _AUTOMATIC.get(inputs[0].device.type, ()):
+    order = _AUTOMATIC.get(inputs[0].device.type, ())
+    for name in reversed(order) if op in _CUDA_FIRST else order:
         if why_not(op, name, *inputs) is None:
             return name
     return "reference"

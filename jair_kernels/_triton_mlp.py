@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import launch, padded
+from jair_kernels._triton_loops import before_copies
 
 Tensor = torch.Tensor
 
@@ -103,6 +104,7 @@ def score_rows(
         acc = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
         total = tl.zeros([BLOCK_N], tl.float32)
         square = tl.zeros([BLOCK_N], tl.float32)
+        before_copies()
         for d0 in range(0, D, BLOCK_D):
             in_d = d0 + d < D
             x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
@@ -119,7 +121,8 @@ def score_rows(
             acc = tl.dot(x, w, acc, input_precision=PRECISION)
         offset = total / D
         mean = shift + offset
-        rstd = 1 / tl.sqrt(tl.maximum(square / D - offset * offset, 0.0) + eps)
+        # compiled code hands eps over in float64
+        rstd = (1 / tl.sqrt(tl.maximum(square / D - offset * offset, 0.0) + eps)).to(tl.float32)
         if tl.float32 != DTYPE:
             offset = mean
         c_h = tl.load(c + h_at, mask=h_at < H, other=0.0)
@@ -139,6 +142,7 @@ def normed_product(
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
     beside = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         in_d = d0 + d < D
         x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
@@ -232,6 +236,7 @@ def input_gradient(
         tl.store(g + row[:, None] * H + at[None, :], g_block, mask=inside)
     if not ONE:
         tl.debug_barrier()  # the rows of dH just written are read below by other threads
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         in_d = d0 + d < D
         acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)

@@ -68,7 +68,7 @@ def forward_kernel(
         v = tl.where((d < D)[None, :], v - first[:, None], 0.0)
         offset = tl.sum(v, 1) / D
         v = tl.where((d < D)[None, :], v - offset[:, None], 0.0)
-        rstd = 1 / tl.sqrt(tl.sum(v * v, 1) / D + eps)
+        rstd = (1 / tl.sqrt(tl.sum(v * v, 1) / D + eps)).to(tl.float32)  # eps is wider in compiled code
         tl.store(stats + 2 * row, first + offset + tl.sum(v, 1) / D, mask=row < R)
         tl.store(stats + 2 * row + 1, rstd, mask=row < R)
         v = v * rstd[:, None] * load_parameter(weight, d, D, 1.0, HAS_WEIGHT)[None, :]

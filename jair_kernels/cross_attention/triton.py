@@ -23,6 +23,7 @@ from jair_kernels._triton import (
     rows_contiguous,
     symbolic,
 )
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import mask_arguments, split_tokens
 
 Tensor = torch.Tensor
@@ -102,7 +103,8 @@ def exponential(x):
 @triton.jit
 def scores_of(q, kn, n0, keep, broken, start, end, scale, HAS_RANGE: tl.constexpr, PRECISION: tl.constexpr):
     """Scores [rows, keys], -inf where a key is not attended, NaN where one is that is not finite."""
-    s = tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale
+    # compiled code hands scale over in float64
+    s = (tl.dot(q, tl.trans(kn), input_precision=PRECISION) * scale).to(tl.float32)
     if HAS_RANGE:
         key = (n0 + tl.arange(0, keep.shape[0])).to(tl.int32)[None, :]
         inside = keep[None, :] & (key >= start[:, None]) & (key < end[:, None])
@@ -136,6 +138,7 @@ def forward_kernel(
     k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
+    before_copies()
     for n0 in range(first, last, BLOCK_N):
         keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, rows_contiguous, symbolic
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
     arguments,
@@ -123,6 +124,7 @@ def queries_kernel(
     k, v, mask = k + b * k_b + g * k_h, v + b * v_b + g * v_h, mask + b * m_b
     first = split * segment
     last = tl.minimum(first + segment, N)
+    before_copies()
     for n0 in range(first, last, BLOCK_N):
         keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
@@ -164,6 +166,7 @@ def keys_kernel(
     kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
     dk = tl.zeros([BLOCK_N, BLOCK_D] if HAS_RANGE else [BLOCK_D, BLOCK_N], tl.float32)
     dv = tl.zeros_like(dk)
+    before_copies()
     for m0 in range(0, M, BLOCK_M):
         m = m0 + tl.arange(0, BLOCK_M)
         live = m < M

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, configured, launch, padded, rows_contiguous, symbolic, table
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
     arguments,
@@ -65,6 +66,7 @@ def once_kernel(
     dkv += b * N * to_n + g * D
     first = split * segment
     last = tl.minimum(first + segment, N)
+    before_copies()
     for n0 in range(first, last, BLOCK_N):
         keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
         kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import (
     add_to_softmax,
     exponentials,
@@ -52,6 +53,7 @@ def forward_kernel(
         keep, row = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK), b * N + n
         mean, rstd = read_statistics(stats, row, keep, NORM)
         s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        before_copies()
         for d0 in range(0, D, BLOCK_D):
             d = d0 + tl.arange(0, BLOCK_D)
             xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
@@ -64,6 +66,7 @@ def forward_kernel(
     for d0 in range(0, D, BLOCK_P):
         d = d0 + tl.arange(0, BLOCK_P)
         acc = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+        before_copies()
         for n0 in range(begin, end, BLOCK_N):
             n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
             keep, row = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK), b * N + n

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import (
     add_to_softmax,
     exponentials,
@@ -54,6 +55,7 @@ def scores_kernel(
     keep, row = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK), b * N + n
     mean, rstd = read_statistics(stats, row, keep, NORM)
     s, dp = tl.zeros([BLOCK_N, BLOCK_K], tl.float32), tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         xt = read_tokens(x + b * x_b + n * x_n, keep, mean, rstd, d, D, NORM)
@@ -132,6 +134,7 @@ def input_gradient_kernel(
     keep, row = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK), b * N + n
     dy_image, q_image = dy + b * K * D, queries + b * q_b
     out = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    before_copies()
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K).to(tl.int64)
         cell, inside = row[:, None] * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
@@ -171,6 +174,7 @@ def query_gradient_kernel(
     begin = part * rows
     end = tl.minimum(begin + rows, T)
     acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    before_copies()
     for t0 in range(begin, end, BLOCK_N):
         t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
         keep = t < end

@@ -16,6 +16,7 @@ from jair_kernels._triton import (
     rows_contiguous,
     symbolic,
 )
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import (
     add_to_softmax,
     finish_softmax,
@@ -63,6 +64,7 @@ def forward_kernel(
         if d0 == 0:
             store_softmax(softmax + 2 * place * K, k, K, top, inverse)
     acc = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    before_copies()
     for n0 in range(begin, end, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
         keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
@@ -94,6 +96,7 @@ def backward_kernel(
     keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
     x_rows, dy_image = x + b * x_b + n * x_n, dy + b * K * D
     dweights = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         xt = tl.load(
             x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & (d0 + d < D)[None, :], other=0.0
@@ -118,6 +121,7 @@ def backward_kernel(
     inside = (n < N)[:, None] & (k < K)[None, :]
     tl.store(dscores + row[:, None] * K + k[None, :], ds.to(dscores.dtype.element_ty), mask=inside)
     weights = weights.to(dx.dtype.element_ty)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         wide = (k < K)[:, None] & (d0 + d < D)[None, :]
         dyt = tl.load(dy_image + k[:, None] * D + (d0 + d)[None, :], mask=wide, other=0.0)

@@ -17,6 +17,7 @@ from jair_kernels._triton import (
     symbolic,
 )
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
 from jair_kernels.token_pool.triton import forward as pool
 
@@ -41,6 +42,7 @@ def forward_kernel(
     tl.store(stats + 2 * row, mean, mask=keep)
     tl.store(stats + 2 * row + 1, rstd, mask=keep)
     weights = (1 / (1 + tl.exp(-s))).to(x.dtype.element_ty)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         at = tokens + (b * K + k)[:, None] * D + d[None, :]
@@ -74,6 +76,7 @@ def backward_kernel(
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     dweights = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    before_copies()
     for d0 in range(0, D, BLOCK_D):
         in_d = d0 + d < D
         dyt = tl.load(dy_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)

@@ -17,6 +17,7 @@ from jair_kernels._triton import (
     symbolic,
 )
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
+from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_mlp import (
     contiguous,
     fold,
@@ -78,6 +79,7 @@ def forward_kernel(
     for d0 in range(0, D, BLOCK_P):
         d = d0 + tl.arange(0, BLOCK_P)
         acc = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
+        before_copies()
         for n0 in range(begin, end, BLOCK_N):
             n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
             keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)

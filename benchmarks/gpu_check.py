@@ -57,7 +57,8 @@ if torch.cuda.is_available():
 print(json.dumps(found))
 """
 _LOADS = """
-from jair_kernels import _library, available_backends, operators, why_not
+from jair_kernels import _library, available_backends, why_not
+from jair_kernels._backends import operators
 if _library.load_error or not _library.has_cuda_kernels():
     raise SystemExit(_library.load_error or "the library has no CUDA kernels")
 for backend in ("triton", "cuda"):

@@ -93,6 +93,13 @@ def test_a_machine_without_a_gpu_does_not_pass(
     assert str(gpu_check.ROOT) not in log
 
 
+def test_the_library_is_asked_by_names_that_exist(check: steps.Check) -> None:
+    """Without a GPU it is not there, and says so itself."""
+    outcome = check.run("load", code(gpu_check._LOADS), 120)
+    if outcome.status != "ok":
+        assert "Error" not in outcome.reason
+
+
 def test_every_kernel_that_is_tested_on_a_gpu_is_called_verified() -> None:
     path = gpu_check.ROOT / "tests" / "gpu" / "test_device.py"
     tested = runpy.run_path(str(path))["KERNELS"]

@@ -16,7 +16,6 @@ import triton.language as tl
 
 from jair_kernels._autograd import like_parameter
 from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, symbolic
-from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_mlp import contiguous
 from jair_kernels._triton_pool import mask_arguments
 
@@ -46,7 +45,6 @@ def weight_gradient_kernel(
     if chunk < chunks - 1:
         d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
         acc = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
-        before_copies()
         for t0 in range(begin, end, BLOCK_N):
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             keep = t < end
@@ -69,7 +67,6 @@ def weight_gradient_kernel(
     else:
         dw2 = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
         db1, db2 = tl.zeros([BLOCK_H], tl.float32), tl.zeros([BLOCK_K], tl.float32)
-        before_copies()
         for t0 in range(begin, end, BLOCK_N):
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             wide = (t < end)[:, None] & (h_at < H)[None, :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -131,6 +133,34 @@ def backward_kernel(
 
 
 @triton.jit
+def delta_kernel(
+    dy, x, mask, wg, c, e, w2, b2, softmax, stats, sums, N, D, H, K, x_b, x_n, m_b, m_n,
+    TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """sum p dP and sum p over one block of tokens, [2,K], with the p and dP of `backward_kernel`."""
+    blocks = tl.cdiv(N, BLOCK_N)
+    place = tl.program_id(0).to(tl.int64)
+    b = place // blocks
+    n = (place % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
+    x_rows, dy_image, row = x + b * x_b + n * x_n, dy + b * K * D, b * N + n
+    mean = tl.load(stats + 2 * row, mask=keep, other=0.0)
+    rstd = tl.load(stats + 2 * row + 1, mask=keep, other=0.0)
+    s, _, dweights = scores_again(
+        x_rows, keep, mean, rstd, wg, c, e, w2, b2, dy_image, D, H, K, True, TANH, HAS_B2, ONE, PRECISION,
+        x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+    )  # fmt: skip
+    top, inverse = load_softmax(softmax + 2 * b * K, k, K)
+    weights = softmax_weights(s, top, inverse, keep)
+    to = sums + place * 2 * K + k
+    tl.store(to, tl.sum(weights * dweights, 0), mask=k < K)
+    tl.store(to + K, tl.sum(weights, 0), mask=k < K)
+
+
+@triton.jit
 def prepare_backward_kernel(
     w1, b1, norm_weight, norm_bias, wg, c, e, y, dy, delta, D, H, R, HAS_B1: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -199,13 +229,22 @@ def backward(
     folded = arguments[4:]
 
     def run(config: Config) -> None:
+        blocks = ceil_div(n, config["BLOCK_N"])
         mask_or_x, *mask_strides = mask_arguments(mask, x)
-        launch(
-            backward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, dy, x, mask_or_x, *folded, w2_read,
-            b2_read, softmax, stats, delta, dx, *saved, n, d, h, k, *x.stride()[:2], *mask_strides, TANH=tanh,
-            HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x), BLOCK_K=padded(k),
-            **hidden_blocks(h), **config,
-        )  # fmt: skip
+        read = (dy, x, mask_or_x, *folded, w2_read, b2_read, softmax, stats)
+        sizes = (n, d, h, k, *x.stride()[:2], *mask_strides)
+        meta: dict[str, Any] = {
+            "TANH": tanh, "HAS_B2": b2 is not None, "HAS_MASK": mask is not None, "PRECISION": precision(x),
+            "BLOCK_K": padded(k), **hidden_blocks(h), **config,
+        }  # fmt: skip
+        inner = delta
+        if x.dtype == torch.float32:
+            # y . dy is not the sum over these very p and dP, by their rounding: dS would not sum to 0.
+            sums = x.new_empty((b, blocks, 2, k))
+            launch(delta_kernel, (b * blocks,), x, *read, sums, *sizes, **{**meta, "num_stages": 1})
+            total = sums.sum(1)
+            inner = total[:, 0] / total[:, 1].masked_fill(total[:, 1] == 0, 1)
+        launch(backward_kernel, (b * blocks,), x, *read, inner, dx, *saved, *sizes, **meta)
 
     configured("tokenlearner_backward", x, k, run)
     return dx, *parameter_gradients(x, mask, stats, saved, parameters)

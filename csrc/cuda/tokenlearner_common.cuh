@@ -62,6 +62,23 @@ __device__ inline float column_sum(float value) {
   return value;
 }
 
+// acc += x w^T over 16 columns of both, of 16 kRowTiles rows of x, which are left in `a`, and 8 kTiles rows of w. The
+// pointers are at this lane's place in the first tile of each.
+template <int kTiles, int kRowTiles, int kColumns, typename T>
+__device__ void multiply_rows(const T* x, const T* w, int pitch, Fragment (&a)[kRowTiles],
+                              Accumulator (&acc)[kRowTiles][kColumns]) {
+  Fragment b[kTiles / 2];
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * pitch);
+#pragma unroll
+  for (int j = 0; j < kTiles / 2; ++j) b[j] = load_matrices(w + j * 16 * pitch);
+#pragma unroll
+  for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
+  }
+}
+
 // gelu(h) w2^T for the `tile`-th 8 outputs.
 template <int kRowTiles, typename T>
 __device__ void score_tile(const T* hidden, const T* w2, int tile, int lane, Accumulator (&acc)[kRowTiles]) {

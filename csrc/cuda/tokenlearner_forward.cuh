@@ -71,18 +71,8 @@ struct LearnerBlock {
 #pragma unroll 2
     for (int i = 0; i < kWidth / 4; i += 16) {
       const int d = quarter * (kWidth / 4) + i;
-      Fragment a[kRowTiles], b[kHiddenTiles / 2];
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) a[i] = load_matrices(x + i * 16 * Shared::kPitch + d);
-#pragma unroll
-      for (int j = 0; j < kHiddenTiles / 2; ++j) b[j] = load_matrices(w + j * 16 * Shared::kPitch + d);
-#pragma unroll
-      for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-        for (int j = 0; j < kHiddenTiles; ++j) {
-          multiply_add<T>(acc[i][j], a[i], b[j / 2].r[j % 2], b[j / 2].r[j % 2 + 2]);
-        }
-      }
+      Fragment a[kRowTiles];
+      multiply_rows<kHiddenTiles>(x + d, w + d, Shared::kPitch, a, acc);
       if (measures) {
         const Fragment mine = kRowTiles == 2 && part == 1 ? a[kRowTiles - 1] : a[0];
 #pragma unroll

@@ -20,33 +20,55 @@ struct Host {
   double at(size_t i) const { return to_float(data[i]); }
 };
 
+double gelu_of(double z, bool tanh) {
+  return tanh ? 0.5 * z * (1 + std::tanh(0.7978845608028654 * (z + 0.044715 * z * z * z)))
+              : 0.5 * z * (1 + std::erf(z / std::sqrt(2.)));
+}
+
+// A call's tensors and what the kernels are given of them.
+template <typename T>
+struct Problem {
+  Host<T> x, wg, w2;
+  Host<float> e, b2;
+  std::vector<float> c;
+  std::vector<uint8_t> mask;
+  Learner<T> in{};
+
+  Problem(std::mt19937& random, int D, int rows, int batch, int tokens, int hidden, int outputs, int shares,
+          bool masked, bool tanh, float shift)
+      : x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift),
+        wg(hidden * D, random, 1.f / std::sqrt(D)),
+        w2(outputs * hidden, random, .5f),
+        e(hidden, random, .5f),
+        b2(outputs, random, 1.f),
+        c(hidden),
+        mask(batch * tokens, 1) {
+    for (int h = 0; h < hidden; ++h) {
+      for (int d = 0; d < D; ++d) c[h] += wg.at(h * D + d);
+    }
+    if (masked) {
+      for (auto& m : mask) m = random() % 3 > 0;
+      for (int n = 0; n < tokens; ++n) mask[n] = 0;  // an image without tokens
+      for (int i = 0; i < batch * tokens; ++i) {
+        if (!mask[i]) x.data[static_cast<size_t>(i) * D] = from_float<T>(NAN);
+      }
+      in.mask = mask.data(), in.mask_image = tokens, in.mask_token = 1;
+    }
+    in.x = x.data.data(), in.x_image = static_cast<int64_t>(tokens) * D, in.x_token = D;
+    in.wg = wg.data.data(), in.c = c.data(), in.e = e.data.data(), in.w2 = w2.data.data(), in.b2 = b2.data.data();
+    in.batch = batch, in.tokens = tokens, in.hidden = hidden, in.outputs = outputs;
+    in.shares = shares, in.share_tokens = (tokens + shares * rows - 1) / (shares * rows) * rows;
+    in.eps = 1e-6f, in.tanh = tanh;
+  }
+};
+
 template <typename T, int kWidth, int kRows, int kOutputs>
 double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift,
              int blocks, bool backwards = false) {
   std::mt19937 random(7);
   const int D = kWidth;
-  Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
-  Host<T> w2(outputs * hidden, random, .5f);
-  Host<float> e(hidden, random, .5f), b2(outputs, random, 1.f);
-  std::vector<float> c(hidden);
-  for (int h = 0; h < hidden; ++h) {
-    for (int d = 0; d < D; ++d) c[h] += wg.at(h * D + d);
-  }
-  std::vector<uint8_t> mask(batch * tokens, 1);
-  if (masked) {
-    for (auto& m : mask) m = random() % 3 > 0;
-    for (int n = 0; n < tokens; ++n) mask[n] = 0;  // an image without tokens
-    for (int i = 0; i < batch * tokens; ++i) {
-      if (!mask[i]) x.data[static_cast<size_t>(i) * D] = from_float<T>(NAN);
-    }
-  }
-  Learner<T> in{};
-  in.x = x.data.data(), in.x_image = static_cast<int64_t>(tokens) * D, in.x_token = D;
-  if (masked) in.mask = mask.data(), in.mask_image = tokens, in.mask_token = 1;
-  in.wg = wg.data.data(), in.c = c.data(), in.e = e.data.data(), in.w2 = w2.data.data(), in.b2 = b2.data.data();
-  in.batch = batch, in.tokens = tokens, in.hidden = hidden, in.outputs = outputs;
-  in.shares = shares, in.share_tokens = (tokens + shares * kRows - 1) / (shares * kRows) * kRows;
-  in.eps = 1e-6f, in.tanh = tanh;
+  const Problem<T> given(random, D, kRows, batch, tokens, hidden, outputs, shares, masked, tanh, shift);
+  const auto& [x, wg, w2, e, b2, c, mask, in] = given;
   std::vector<float> y(static_cast<size_t>(batch) * shares * outputs * D, NAN);
   std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)),
       stats(batch * tokens, make_float2(NAN, NAN));
@@ -72,8 +94,7 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
         double sum = 0;
         for (int d = 0; d < D; ++d) sum += (x.at(at + d) - mean) * wg.at(h * D + d);
         const double v = sum * rstd + e.at(h);
-        g[h] = tanh ? 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)))
-                    : 0.5 * v * (1 + std::erf(v / std::sqrt(2.)));
+        g[h] = gelu_of(v, tanh);
       }
       for (int k = 0; k < outputs; ++k) {
         double s = b2.at(k);
@@ -120,21 +141,9 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
                int blocks, bool backwards) {
   std::mt19937 random(11);
   const int D = kWidth;
-  Host<T> x(static_cast<size_t>(batch) * tokens * D, random, 1.f, shift), wg(hidden * D, random, 1.f / std::sqrt(D));
-  Host<T> w2(outputs * hidden, random, .5f), dy(static_cast<size_t>(batch) * outputs * D, random, 1.f);
-  Host<float> e(hidden, random, .5f), b2(outputs, random, 1.f);
-  std::vector<float> c(hidden);
-  for (int h = 0; h < hidden; ++h) {
-    for (int d = 0; d < D; ++d) c[h] += wg.at(h * D + d);
-  }
-  std::vector<uint8_t> mask(batch * tokens, 1);
-  if (masked) {
-    for (auto& m : mask) m = random() % 3 > 0;
-    for (int n = 0; n < tokens; ++n) mask[n] = 0;
-    for (int i = 0; i < batch * tokens; ++i) {
-      if (!mask[i]) x.data[static_cast<size_t>(i) * D] = from_float<T>(NAN);
-    }
-  }
+  const Problem<T> given(random, D, kRows, batch, tokens, hidden, outputs, shares, masked, tanh, shift);
+  const auto& [x, wg, w2, e, b2, c, mask, in] = given;
+  const Host<T> dy(static_cast<size_t>(batch) * outputs * D, random, 1.f);
   const size_t rows = static_cast<size_t>(batch) * tokens;
   std::vector<double> dx(rows * D), dh(rows * hidden), g(rows * hidden), ds(rows * outputs);
   std::vector<float2> stats(rows, make_float2(NAN, NAN)), pairs(batch * outputs);
@@ -146,9 +155,7 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
       const size_t row = static_cast<size_t>(b) * tokens + n, at = row * D;
       if (!mask[row]) {
         for (int h = 0; h < hidden; ++h) {
-          const double v = e.at(h);
-          g[row * hidden + h] = tanh ? 0.5 * v * (1 + std::tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)))
-                                     : 0.5 * v * (1 + std::erf(v / std::sqrt(2.)));
+          g[row * hidden + h] = gelu_of(e.at(h), tanh);
         }
         continue;
       }
@@ -162,12 +169,8 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
         double v = e.at(h);
         for (int d = 0; d < D; ++d) v += xhat[static_cast<size_t>(n) * D + d] * wg.at(h * D + d);
         const double step = 1e-5;
-        auto gelu_of = [&](double z) {
-          return tanh ? 0.5 * z * (1 + std::tanh(0.7978845608028654 * (z + 0.044715 * z * z * z)))
-                      : 0.5 * z * (1 + std::erf(z / std::sqrt(2.)));
-        };
-        g[row * hidden + h] = gelu_of(v);
-        slope[n * hidden + h] = (gelu_of(v + step) - gelu_of(v - step)) / (2 * step);
+        g[row * hidden + h] = gelu_of(v, tanh);
+        slope[n * hidden + h] = (gelu_of(v + step, tanh) - gelu_of(v - step, tanh)) / (2 * step);
       }
       for (int k = 0; k < outputs; ++k) {
         double sum = b2.at(k), product = 0;
@@ -214,13 +217,6 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
       }
     }
   }
-  Learner<T> in{};
-  in.x = x.data.data(), in.x_image = static_cast<int64_t>(tokens) * D, in.x_token = D;
-  if (masked) in.mask = mask.data(), in.mask_image = tokens, in.mask_token = 1;
-  in.wg = wg.data.data(), in.c = c.data(), in.e = e.data.data(), in.w2 = w2.data.data(), in.b2 = b2.data.data();
-  in.batch = batch, in.tokens = tokens, in.hidden = hidden, in.outputs = outputs;
-  in.shares = shares, in.share_tokens = (tokens + shares * kRows - 1) / (shares * kRows) * kRows;
-  in.eps = 1e-6f, in.tanh = tanh;
   Host<T> dx_out(rows * D, random, NAN), dh_out(rows * kHidden, random, NAN), g_out(rows * kHidden, random, NAN);
   Host<T> ds_out(rows * kOutputs, random, NAN);
   LearnerGradients<T> out{dy.data.data(),     pairs.data(),       stats.data(),      delta.data(),

@@ -220,8 +220,8 @@ def options(q: Tensor, mask: Tensor | None, kv_range: Tensor | None, config: Con
 
 
 def narrowed(config: Config, kv_range: Tensor | None) -> Config:
-    """With ranges at most 32 queries a tile, which leaves out Hopper's wider matrix units: there, with heads
-    of 64 in 16 bits, tiles of 64 missed the bound on errors. Why is not known; the interpreter shows nothing.
+    """With ranges at most 32 queries a tile: at d = 64 in 16 bits tiles of 64, on Hopper's wide matrix units,
+    missed the bound on errors. Why is not known; no GPU has run them since `before_copies`.
     """
     if kv_range is None:
         return config
@@ -283,11 +283,18 @@ def backward(
     scale: float,
     packed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The op's backward, by the kernels of `triton_once` where they fit, else those of `triton_grad`; those
-    take ranges too, see `narrowed`.
+    """The op's backward: dq [B,L,h,d] and [dk, dv] [B,N,2,h_kv,d], or packed [dq, dk, dv] [B,N,3,h,d] and an
+    empty tensor. By the kernel of `triton_once` where it fits, else those of `triton_grad`; those take ranges
+    too, see `narrowed`.
     """
     from jair_kernels.cross_attention import triton_grad, triton_once
 
-    once = kv_range is None and triton_once.fits(q, k)
-    run = triton_once.backward if once else triton_grad.backward
-    return run(dout, q, k, v, mask, kv_range, o, stats, scale, packed)
+    q, k, v, dout, o = (rows_contiguous(t) for t in (q, k, v, dout, o))
+    stats, to = stats.contiguous(), triton_grad.Gradients.empty(q, k, packed)
+    if not symbolic(q.shape[0]) and q.shape[0] == 0:
+        return to.dq, to.dkv
+    if kv_range is None and triton_once.fits(q, k):
+        triton_once.launch_once(dout, q, k, v, mask, o, stats, scale, to)
+    else:
+        triton_grad.launch_both(dout, q, k, v, mask, kv_range, o, stats, scale, to)
+    return to.dq, to.dkv

@@ -5,13 +5,13 @@ Few queries are left to `triton_once`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import Config, ceil_div, configured, launch, rows_contiguous, symbolic
+from jair_kernels._triton import Config, ceil_div, configured, launch, symbolic
 from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
@@ -228,16 +228,32 @@ def gradient_options(
     return {**options(q, mask, kv_range, config), "ONE": one, "CENTRED": centred}
 
 
-def new_gradients(q: Tensor, k: Tensor, packed: bool) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
-    """dq and dkv, where dk and dv lie (dkv, or dq if packed), and in it the stride of a key and the starts of
-    dk and dv.
-    """
-    b, l, h, d = q.shape
-    n, g = k.shape[1:3]
-    parts = 3 if packed else 2
-    dq = q.new_empty((b, n, 3, h, d) if packed else (b, l, h, d))
-    dkv = q.new_empty((0,) if packed else (b, n, 2, g, d))
-    return dq, dkv, dq if packed else dkv, (parts * g * d, (parts - 2) * g * d, (parts - 1) * g * d)
+class Gradients(NamedTuple):
+    """Where the gradients go: dk and dv lie in `keys`, which is dkv, or dq if all three are packed."""
+
+    dq: Tensor
+    dkv: Tensor
+    keys: Tensor
+    places: tuple[Any, ...]  # in keys the stride of a key, the starts of dk and dv
+    to_l: Any  # in dq the stride of a query
+
+    @staticmethod
+    def empty(q: Tensor, k: Tensor, packed: bool) -> Gradients:
+        """Uninitialised: see `backward` for the shapes."""
+        b, l, h, d = q.shape
+        n, g = k.shape[1:3]
+        parts = 3 if packed else 2
+        dq = q.new_empty((b, n, 3, h, d) if packed else (b, l, h, d))
+        dkv = q.new_empty((0,) if packed else (b, n, 2, g, d))
+        places = (parts * g * d, (parts - 2) * g * d, (parts - 1) * g * d)
+        return Gradients(dq, dkv, dq if packed else dkv, places, (3 if packed else 1) * h * d)
+
+    def partial(self, q: Tensor, g: int, splits: Any) -> tuple[Tensor, bool]:
+        """Where segments write dq, [B,h_kv,splits,rows,d] if there are several, and whether there are."""
+        if not symbolic(splits) and splits == 1:
+            return self.dq, False
+        b, l, h, d = q.shape
+        return q.new_empty((b, g, splits, h // g * l, d), dtype=torch.float32), True
 
 
 def add_segments(partial: Tensor, dq: Tensor, q: Tensor, to_l: Any) -> None:
@@ -251,30 +267,17 @@ def add_segments(partial: Tensor, dq: Tensor, q: Tensor, to_l: Any) -> None:
     )  # fmt: skip
 
 
-def backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    kv_range: Tensor | None,
-    o: Tensor,
-    stats: Tensor,
-    scale: float,
-    packed: bool,
-) -> tuple[Tensor, Tensor]:
-    """dq [B,L,h,d] and [dk, dv] [B,N,2,h_kv,d], or packed [dq, dk, dv] [B,N,3,h,d] and an empty tensor."""
-    q, k, v, dout, stats = (rows_contiguous(t) for t in (q, k, v, dout, stats))
+def launch_both(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kv_range: Tensor | None, o: Tensor,
+    stats: Tensor, scale: float, to: Gradients,
+) -> None:  # fmt: skip
+    """Both kernels, for any number of queries."""
     b, l, h, d = q.shape
     n, g = k.shape[1:3]
     r = h // g
-    dq, dkv, keys, places = new_gradients(q, k, packed)
-    if not symbolic(b) and b == 0:
-        return dq, dkv
-    stats = stats.contiguous()
     delta = q.new_empty((b, h, l), dtype=torch.float32)
 
-    def run(config: Config) -> tuple[Tensor, Tensor]:
+    def run(config: Config) -> None:
         config = narrowed(config, kv_range)
         meta = gradient_options(q, k, mask, kv_range, config)
         given = (mask_arguments(mask, q)[0], q if kv_range is None else kv_range)
@@ -282,20 +285,16 @@ def backward(
         sizes = (scale, l, n, r, g, *arguments(q, k, v, mask, kv_range), *dout.stride()[:3])
         tiles = ceil_div(r * l, config["BLOCK_M"])
         splits, segment = split_tokens(b * g, n, tiles, config)
-        merged = symbolic(splits) or splits > 1
-        partial = q.new_empty((b, g, splits, r * l, d), dtype=torch.float32) if merged else dq
-        to_l = (3 if packed else 1) * h * d
+        partial, merged = to.partial(q, g, splits)
         launch(
             queries_kernel, (b * g * splits * tiles,), q, *inputs, o, stats, delta, partial, *sizes,
-            *o.stride()[:3], to_l, splits, segment, MERGED=merged, **meta,
+            *o.stride()[:3], to.to_l, splits, segment, MERGED=merged, **meta,
         )  # fmt: skip
         launch(
-            keys_kernel, (b * g * ceil_div(n, config["BLOCK_N"]),), q, *inputs, stats, delta, keys, *sizes,
-            *places, **meta,
+            keys_kernel, (b * g * ceil_div(n, config["BLOCK_N"]),), q, *inputs, stats, delta, to.keys, *sizes,
+            *to.places, **meta,
         )  # fmt: skip
         if merged:
-            add_segments(partial, dq, q, to_l)
-        return dq, dkv
+            add_segments(partial, to.dq, q, to.to_l)
 
-    result: tuple[Tensor, Tensor] = configured("cross_attention_backward", q, d, run)
-    return result
+    configured("cross_attention_backward", q, d, run)

@@ -11,24 +11,23 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import Config, configured, launch, padded, rows_contiguous, symbolic, table
+from jair_kernels._triton import Config, configured, launch, padded, symbolic, table
 from jair_kernels._triton_loops import before_copies
 from jair_kernels._triton_pool import mask_arguments, split_tokens
 from jair_kernels.cross_attention.triton import (
     arguments,
     keys_kept,
-    load_bounds,
     load_keys,
     load_rows,
     mean_key,
     within,
 )
 from jair_kernels.cross_attention.triton_grad import (
+    Gradients,
     add_segments,
     gradient_options,
     inner_products,
     load_statistics,
-    new_gradients,
     store_keys,
     weights_and_gradient,
 )
@@ -38,9 +37,9 @@ Tensor = torch.Tensor
 
 @triton.jit
 def once_kernel(
-    dout, q, k, v, mask, kv_range, o, stats, dq, dkv, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
-    v_n, v_h, m_b, m_n, r_b, r_l, r_e, g_b, g_l, g_h, o_b, o_l, o_h, to_n, dk_at, dv_at, to_l, splits,
-    segment, D: tl.constexpr, HAS_MASK: tl.constexpr, HAS_RANGE: tl.constexpr, ONE: tl.constexpr,
+    dout, q, k, v, mask, o, stats, dq, dkv, scale, L, N, R, G, q_b, q_l, q_h, k_b, k_n, k_h, v_b,
+    v_n, v_h, m_b, m_n, g_b, g_l, g_h, o_b, o_l, o_h, to_n, dk_at, dv_at, to_l, splits,
+    segment, D: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
     CENTRED: tl.constexpr, MERGED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -54,9 +53,7 @@ def once_kernel(
     m, d = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     live = m < M
     top, inverse = load_statistics(stats, image, m, live, M)
-    start, end = tl.zeros([BLOCK_M], tl.int32), tl.zeros([BLOCK_M], tl.int32)
-    if HAS_RANGE:
-        start, end = load_bounds(kv_range, b, m, live, L, N, r_b, r_l, r_e)
+    everywhere = tl.zeros([BLOCK_M], tl.int32)  # bounds that are not looked at
     attending = live & (inverse != 0)  # what a row without keys holds may be NaN
     rows = load_rows(q, b, g, m, attending, L, D, R, q_b, q_l, q_h, d)
     grads = load_rows(dout, b, g, m, attending, L, D, R, g_b, g_l, g_h, d)
@@ -69,10 +66,10 @@ def once_kernel(
     before_copies()
     for n0 in range(first, last, BLOCK_N):
         keep = keys_kept(mask, n0, last, m_n, HAS_MASK, BLOCK_N)
-        kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, HAS_RANGE)
+        kn, vn, broken = load_keys(k, v, n0, keep, D, k_n, v_n, d, False)
         p, ds = weights_and_gradient(
-            rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, start, end, scale, N, ONE, HAS_RANGE,
-            PRECISION,
+            rows, grads, top, inverse, delta, kn, vn, n0, keep, broken, everywhere, everywhere, scale, N, ONE,
+            False, PRECISION,
         )  # fmt: skip
         dv = tl.dot(tl.trans(grads), p.to(grads.dtype), input_precision=PRECISION)
         store_keys(dkv + dv_at, tl.trans(dv), n0, last, keep, to_n, d, D, HAS_MASK)
@@ -100,43 +97,26 @@ def fits(q: Tensor, k: Tensor) -> bool:
     return bool(h // k.shape[2] * l <= limit)
 
 
-def backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    kv_range: Tensor | None,
-    o: Tensor,
-    stats: Tensor,
-    scale: float,
-    packed: bool,
-) -> tuple[Tensor, Tensor]:
-    """dq [B,L,h,d] and [dk, dv] [B,N,2,h_kv,d], or packed [dq, dk, dv] [B,N,3,h,d] and an empty tensor."""
-    q, k, v, dout, stats = (rows_contiguous(t) for t in (q, k, v, dout, stats))
+def launch_once(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, o: Tensor, stats: Tensor,
+    scale: float, to: Gradients,
+) -> None:  # fmt: skip
+    """The one kernel, where `fits`; without ranges, see `narrowed`."""
     b, l, h, d = q.shape
     n, g = k.shape[1:3]
     r = h // g
-    dq, dkv, keys, places = new_gradients(q, k, packed)
-    if not symbolic(b) and b == 0:
-        return dq, dkv
-    stats = stats.contiguous()
 
-    def run(config: Config) -> tuple[Tensor, Tensor]:
-        meta: dict[str, Any] = gradient_options(q, k, mask, kv_range, {**config, "BLOCK_M": padded(r * l)})
+    def run(config: Config) -> None:
+        meta: dict[str, Any] = gradient_options(q, k, mask, None, {**config, "BLOCK_M": padded(r * l)})
+        del meta["HAS_RANGE"]
         splits, segment = split_tokens(b * g, n, 1, config)
-        merged = symbolic(splits) or splits > 1
-        partial = q.new_empty((b, g, splits, r * l, d), dtype=torch.float32) if merged else dq
-        to_l = (3 if packed else 1) * h * d
+        partial, merged = to.partial(q, g, splits)
         launch(
-            once_kernel, (b * g * splits,), q, dout, q, k, v, mask_arguments(mask, q)[0],
-            q if kv_range is None else kv_range, o, stats, partial, keys, scale, l, n, r, g,
-            *arguments(q, k, v, mask, kv_range), *dout.stride()[:3], *o.stride()[:3], *places, to_l, splits,
-            segment, MERGED=merged, **meta,
+            once_kernel, (b * g * splits,), q, dout, q, k, v, mask_arguments(mask, q)[0], o, stats, partial,
+            to.keys, scale, l, n, r, g, *arguments(q, k, v, mask, None)[:-3], *dout.stride()[:3],
+            *o.stride()[:3], *to.places, to.to_l, splits, segment, MERGED=merged, **meta,
         )  # fmt: skip
         if merged:
-            add_segments(partial, dq, q, to_l)
-        return dq, dkv
+            add_segments(partial, to.dq, q, to.to_l)
 
-    result: tuple[Tensor, Tensor] = configured("cross_attention_once", q, d, run)
-    return result
+    configured("cross_attention_once", q, d, run)

@@ -18,7 +18,9 @@ from jair_kernels._triton import Config, ceil_div, launch, symbolic
 Tensor = torch.Tensor
 
 # Programs that fill a large GPU twice; a fixed number, so that results do not depend on the GPU at hand.
-_PROGRAMS = 264
+PROGRAMS = 264
+
+DOTS = {"BLOCK_R": 4, "BLOCK_C": 512}  # rows of `dot_rows`, and columns at a time
 
 
 @triton.jit
@@ -138,9 +140,9 @@ def dot_rows(block, a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexp
 
 
 @triton.jit
-def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
+def row_dot_kernel(a, b, out, R, D, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     """out[i] = a[i] . b[i]."""
-    dot_rows(tl.program_id(0), a, b, out, R, D, BLOCK_R, BLOCK_D)
+    dot_rows(tl.program_id(0), a, b, out, R, D, BLOCK_R, BLOCK_C)
 
 
 @triton.jit
@@ -169,7 +171,7 @@ def split_tokens(b: Any, n: Any, chunks: Any, config: Config) -> tuple[Any, Any]
         b, n
     ):  # one choice for every size; one segment more, as a count that may be 1 would leave a guard
         return ceil_div(n, segment) + 1, segment
-    fill = ceil_div(n, max(1, _PROGRAMS // (b * chunks)))
+    fill = ceil_div(n, max(1, PROGRAMS // (b * chunks)))
     segment = config["BLOCK_N"] * ceil_div(min(segment, fill), config["BLOCK_N"])
     return ceil_div(n, segment), segment
 
@@ -201,6 +203,6 @@ def row_dots(y: Tensor, dy: Tensor) -> Tensor:
     b, k, d = y.shape
     delta = y.new_empty((b, k), dtype=torch.float32)
     launch(
-        row_dot_kernel, (ceil_div(b * k, 4),), y, y, dy, delta, b * k, d, BLOCK_R=4, BLOCK_D=512, num_warps=4
+        row_dot_kernel, (ceil_div(b * k, DOTS["BLOCK_R"]),), y, y, dy, delta, b * k, d, **DOTS, num_warps=4
     )  # fmt: skip
     return delta

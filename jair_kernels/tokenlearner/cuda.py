@@ -11,11 +11,11 @@ import torch
 from jair_kernels._triton import ceil_div
 from jair_kernels._triton_grad import Parameters, gradients_of_sums
 from jair_kernels._triton_mlp import fold
-from jair_kernels._triton_pool import merge, row_dots
+from jair_kernels._triton_pool import PROGRAMS, merge
+from jair_kernels.tokenlearner.triton import fold_and_dot
 
 Tensor = torch.Tensor
 
-_ITEMS = 264  # shares of all images, where images alone are fewer
 _ROWS = 32  # tokens of a step
 _SUMS = {384: 128, 512: 64, 768: 64, 1024: 64}  # shares of all tokens that weights are summed over, by width
 
@@ -28,18 +28,15 @@ def _aligned(x: Tensor) -> Tensor:
 
 def _shares(b: int, n: int) -> tuple[int, int]:
     """(shares of an image, tokens of a share)."""
-    tokens = _ROWS * ceil_div(ceil_div(n, max(1, _ITEMS // b)), _ROWS)
+    tokens = _ROWS * ceil_div(ceil_div(n, max(1, PROGRAMS // b)), _ROWS)
     return ceil_div(n, tokens), tokens
 
 
-def _operands(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """The folded weights, w2 in x's dtype, b2 in x's or float32."""
+def _second_layer(x: Tensor, w2: Tensor, b2: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """w2 in x's dtype, b2 in x's or float32."""
     if b2 is not None:
         b2 = (b2 if b2.dtype in (x.dtype, torch.float32) else b2.float()).contiguous()
-    return *fold(x, w1, b1, norm_weight, norm_bias), w2.to(x.dtype).contiguous(), b2
+    return w2.to(x.dtype).contiguous(), b2
 
 
 def forward(
@@ -53,7 +50,7 @@ def forward(
         return y, softmax, x.new_empty((0, n, 2), dtype=torch.float32)
     x = _aligned(x)
     shares, tokens = _shares(b, n)
-    operands = _operands(x, w1, b1, w2, b2, norm_weight, norm_bias)
+    operands = (*fold(x, w1, b1, norm_weight, norm_bias), *_second_layer(x, w2, b2))
     run = torch.ops.jair_kernels.tokenlearner_pool.default
     pooled, pairs, stats = run(x, *operands, mask, eps, tanh, shares, tokens)
     if shares == 1:
@@ -75,10 +72,10 @@ def backward(
         return x.new_empty(x.shape), *parameters.zero_gradients(x)
     x, dy = _aligned(x), _aligned(dy.contiguous())
     softmax, stats = softmax.contiguous(), stats.contiguous()
-    operands = _operands(x, *parameters)
-    ops = torch.ops.jair_kernels
+    folded, delta = fold_and_dot(x, y.contiguous(), dy, w1, b1, norm_weight, norm_bias)
+    operands, ops = (*folded, *_second_layer(x, w2, b2)), torch.ops.jair_kernels
     dx, dh, g, ds = ops.tokenlearner_inputs.default(
-        dy, x, *operands, mask, softmax, stats, row_dots(y, dy), tanh, *_shares(b, n)
+        dy, x, *operands, mask, softmax, stats, delta, tanh, *_shares(b, n)
     )
     tokens = _ROWS * ceil_div(ceil_div(b * n, _SUMS[d]), _ROWS)
     parts = ops.tokenlearner_sums.default(x, mask, stats, dh, g, ds, h, k, tokens)

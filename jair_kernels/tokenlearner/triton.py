@@ -31,6 +31,7 @@ from jair_kernels._triton_mlp import (
     scores_again,
 )
 from jair_kernels._triton_pool import (
+    DOTS,
     add_to_softmax,
     dot_rows,
     finish_softmax,
@@ -208,6 +209,21 @@ def forward(
     return result
 
 
+def fold_and_dot(
+    x: Tensor, y: Tensor, dy: Tensor, w1: Tensor, b1: Tensor | None, norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Tensor]:  # fmt: skip
+    """What `fold` and `row_dots` return, by one launch."""
+    b, k, d = y.shape
+    h, delta = w1.shape[0], x.new_empty((b, k), dtype=torch.float32)
+    arguments, options = fold_arguments(x, w1, b1, norm_weight, norm_bias)
+    launch(
+        prepare_backward_kernel, (h + ceil_div(b * k, DOTS["BLOCK_R"]),), x, *arguments, y, dy, delta, d, h,
+        b * k, **DOTS, **options,
+    )  # fmt: skip
+    return arguments[4:], delta
+
+
 def backward(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, softmax: Tensor,
@@ -220,13 +236,10 @@ def backward(
         return dx, *parameters.zero_gradients(x)
     x, dy, softmax = rows_contiguous(x), dy.contiguous(), softmax.contiguous()
     w2_read, b2_read = contiguous(w2, x), contiguous(b2, x)
-    delta, saved = x.new_empty((b, k), dtype=torch.float32), Scratch.empty(x, h, k)
-    arguments, options = fold_arguments(x, w1, b1, norm_weight, norm_bias)
-    launch(
-        prepare_backward_kernel, (h + ceil_div(b * k, 4),), x, *arguments, y, dy, delta, d, h, b * k,
-        BLOCK_R=4, BLOCK_C=512, **options,
-    )  # fmt: skip
-    folded = arguments[4:]
+    saved, exact = Scratch.empty(x, h, k), x.dtype == torch.float32
+    weights = (w1, b1, norm_weight, norm_bias)
+    # y . dy is not the sum over the products' p and dP, by their rounding: in float32 that shows.
+    folded, delta = (fold(x, *weights), softmax) if exact else fold_and_dot(x, y, dy, *weights)
 
     def run(config: Config) -> None:
         blocks = ceil_div(n, config["BLOCK_N"])
@@ -238,8 +251,7 @@ def backward(
             "BLOCK_K": padded(k), **hidden_blocks(h), **config,
         }  # fmt: skip
         inner = delta
-        if x.dtype == torch.float32:
-            # y . dy is not the sum over these very p and dP, by their rounding: dS would not sum to 0.
+        if exact and (symbolic(blocks) or blocks > 1):  # a block that is the whole image sums by itself
             sums = x.new_empty((b, blocks, 2, k))
             launch(delta_kernel, (b * blocks,), x, *read, sums, *sizes, **{**meta, "num_stages": 1})
             total = sums.sum(1)

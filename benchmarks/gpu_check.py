@@ -1,12 +1,12 @@
 """Build, test, sanitize and measure on a machine with a CUDA GPU: ``python -m benchmarks.gpu_check``.
 
-Uses the machine's own Python, torch, triton and nvcc, and no network. Every step has a time limit and all of
-them together end within eight minutes; a step that fails does not stop the later ones. Results and a log lie
-in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. ``--only STEP`` runs that step alone, say with
-the other tools of compute-sanitizer (``--tool``); its log has a name of its own. ``--prebuilt`` takes the
-library as it lies in the tree, once it is known to load with its CUDA kernels. The summary, printed last,
-says of every step whether it is ok, failed or skipped, and why; the exit status is 1 unless every step is ok
-or was skipped for a tool that the machine lacks.
+Uses the machine's own Python, torch, triton and nvcc, and no network. Every step has a time limit and all
+of them together end within eight minutes (``--seconds``); a step that fails does not stop the later ones.
+Results and a log lie in benchmarks/results/<gpu>/, with ``--out DIR`` in DIR too. ``--only STEP`` runs that
+step alone, say with the other tools of compute-sanitizer (``--tool``); its log has a name of its own.
+``--prebuilt`` takes the library as it lies in the tree, once it is known to load with its CUDA kernels. The
+summary, printed last, says of every step whether it is ok, failed or skipped, and why; the exit status is 1
+unless every step is ok or was skipped for a tool that the machine lacks.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 // jair_kernels/tokenlearner/cuda.py.
 #include "cuda/tokenlearner_backward.cuh"
 #include "cuda/tokenlearner_forward.cuh"
+#include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 
 #include "cuda/common.cuh"
@@ -32,7 +33,8 @@ struct LearnerCall {
     check_not_empty({batch(), tokens(), outputs(), hidden(), shares}, "tokenlearner");
     STD_TORCH_CHECK(outputs() <= 32 && hidden() <= kHidden, "tokenlearner: unexpected sizes");
     STD_TORCH_CHECK(tokens() < INT32_MAX / 2 && share_tokens > 0 && share_tokens % 32 == 0 &&
-                        shares * share_tokens >= tokens() && (shares - 1) * share_tokens < tokens(),
+                        shares * share_tokens >= tokens() && (shares - 1) * share_tokens < tokens() &&
+                        batch() * shares < INT32_MAX / 2,
                     "tokenlearner: unexpected shares");
     check_shape(wg, {hidden(), width()}, "wg");
     check_shape(c, {hidden()}, "c");
@@ -69,11 +71,17 @@ struct LearnerCall {
     return in;
   }
 
-  dim3 blocks() const {
-    int processors = 0;
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.get_device()));
-    return grid(std::min<int64_t>(processors, batch() * shares));
+  int attribute(cudaDeviceAttr name) const {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, name, x.get_device()));
+    return value;
   }
+
+  dim3 blocks() const {
+    return grid(std::min<int64_t>(attribute(cudaDevAttrMultiProcessorCount), batch() * shares));
+  }
+
+  bool on_hopper() const { return attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 };
 
 template <int Value>
@@ -99,6 +107,18 @@ void dispatch(const Tensor& x, int64_t output_count, F&& f) {
   widths(__half{});
 }
 
+// f(outputs) with as few outputs as Hopper's kernels are made for, where there are any for so many.
+template <int kMost, typename F>
+bool hopper_outputs(int64_t outputs, F&& f) {
+  if (outputs > kMost) return false;
+  if (outputs <= 8) return f(Constant<8>{}), true;
+  if constexpr (kMost >= 16) {
+    if (outputs <= 16) return f(Constant<16>{}), true;
+  }
+  if constexpr (kMost >= 32) return f(Constant<32>{}), true;
+  return false;
+}
+
 std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2, OptionalTensor b2,
                                         OptionalTensor mask, double eps, bool tanh, int64_t shares,
                                         int64_t share_tokens) {
@@ -112,12 +132,19 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
   Tensor stats = empty(x, {call.batch(), call.tokens(), 2}, ScalarType::Float);
   dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
-    constexpr int kRows = width.value <= 768 ? 32 : 16;
-    using Shared = LearnerShared<T, width.value, kRows, outputs.value>;
-    launch.with_shared(sizeof(Shared), &learn_tokens<T, width.value, kRows, outputs.value>, call.blocks(),
-                       32 * kLearnerWarps<width.value>, call.arguments<T>(),
-                       cut ? nullptr : static_cast<T*>(y.data_ptr()), cut ? static_cast<float*>(y.data_ptr()) : nullptr,
-                       static_cast<float2*>(softmax.data_ptr()), static_cast<float2*>(stats.data_ptr()));
+    const auto run = [&](auto kernel, size_t shared, int threads) {
+      launch.with_shared(shared, kernel, call.blocks(), threads, call.arguments<T>(),
+                         cut ? nullptr : static_cast<T*>(y.data_ptr()),
+                         cut ? static_cast<float*>(y.data_ptr()) : nullptr, static_cast<float2*>(softmax.data_ptr()),
+                         static_cast<float2*>(stats.data_ptr()));
+    };
+    constexpr int kWidth = width.value, kRows = kWidth <= 768 ? 32 : 16;
+    const bool done = call.on_hopper() && hopper_outputs<kHopperOutputs<kWidth>>(call.outputs(), [&](auto fewest) {
+      run(&learn_tokens_hopper<T, kWidth, fewest.value>, sizeof(HopperShared<T, kWidth, fewest.value>), kHopperThreads);
+    });
+    if (done) return;
+    run(&learn_tokens<T, kWidth, kRows, outputs.value>, sizeof(LearnerShared<T, kWidth, kRows, outputs.value>),
+        32 * kLearnerWarps<kWidth>);
   });
   return {y, softmax, stats};
 }

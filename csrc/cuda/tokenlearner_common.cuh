@@ -21,7 +21,7 @@ struct Learner {
   const float* b2;     // [K] or null, as is b2_narrow: one of them at most is given
   const T* b2_narrow;
   int64_t batch, tokens, hidden, outputs;
-  int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
+  int64_t shares, share_tokens;  // parts of an image, fewer than 2^30 in all, and their tokens: a multiple of kRows
   float eps;
   bool tanh;
 
@@ -108,12 +108,12 @@ __device__ inline float gelu_slope(float h, bool tanh) {
 
 // Tokens [n, end) of a share; one step takes kRows of them.
 struct LearnerStep {
-  int64_t item, image;
-  int n, end;
+  int item, image, n, end;
 
   template <typename T>
-  __device__ static LearnerStep first(const Learner<T>& in, int64_t item) {
-    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens, end = n + in.share_tokens;
+  __device__ static LearnerStep first(const Learner<T>& in, int item) {
+    const int shares = static_cast<int>(in.shares), image = item / shares;
+    const int64_t n = (item - image * shares) * in.share_tokens, end = n + in.share_tokens;
     return {item, image, static_cast<int>(n), static_cast<int>(end < in.tokens ? end : in.tokens)};
   }
 

@@ -34,6 +34,8 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> pending;
   std::deque<std::vector<Copy>> groups;
+  std::vector<std::function<void()>> products;
+  std::deque<std::vector<std::function<void()>>> product_groups;
 };
 
 struct Block {

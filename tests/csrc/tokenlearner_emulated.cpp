@@ -3,6 +3,7 @@
 
 #include "cuda/tokenlearner_backward.cuh"
 #include "cuda/tokenlearner_forward.cuh"
+#include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 
 #include <cstdio>
@@ -62,21 +63,29 @@ struct Problem {
   }
 };
 
+// kRows = 0: as on Hopper
 template <typename T, int kWidth, int kRows, int kOutputs>
 double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift,
              int blocks, bool backwards = false) {
   std::mt19937 random(7);
   const int D = kWidth;
-  const Problem<T> given(random, D, kRows, batch, tokens, hidden, outputs, shares, masked, tanh, shift);
+  const Problem<T> given(random, D, kRows ? kRows : kHopperRows, batch, tokens, hidden, outputs, shares, masked, tanh,
+                         shift);
   const auto& [x, wg, w2, e, b2, c, mask, in] = given;
   std::vector<float> y(static_cast<size_t>(batch) * shares * outputs * D, NAN);
   std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)),
       stats(batch * tokens, make_float2(NAN, NAN));
-  using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
-  if (!emulator::run(
-          [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-          dim3(blocks), 32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
-    return INFINITY;
+  if constexpr (kRows > 0) {
+    if (!emulator::run(
+            [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
+            dim3(blocks), 32 * kLearnerWarps<kWidth>, sizeof(LearnerShared<T, kWidth, kRows, kOutputs>), backwards))
+      return INFINITY;
+  } else {
+    if (!emulator::run(
+            [&] { learn_tokens_hopper<T, kWidth, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
+            dim3(blocks), kHopperThreads, sizeof(HopperShared<T, kWidth, kOutputs>), backwards))
+      return INFINITY;
+  }
   double worst = 0;
   for (int b = 0; b < batch; ++b) {
     std::vector<double> scores(tokens * outputs);
@@ -299,6 +308,12 @@ int main() {
       learn<__half, 128, 32, 32>(2, 50, 64, 32, 1, false, false, 30.f, 1),
       learn<B, 512, 32, 32>(2, 40, 50, 30, 1, true, true, 0.f, 1, true),
       learn<B, 1024, 16, 16>(1, 40, 64, 16, 2, false, true, 0.f, 2),
+      learn<B, 768, 0, 8>(3, 70, 64, 8, 1, false, false, 0.f, 2),
+      learn<B, 768, 0, 8>(3, 170, 40, 5, 2, true, true, 0.f, 2, true),
+      learn<__half, 384, 0, 32>(2, 33, 64, 20, 1, true, false, 30.f, 1),
+      learn<__half, 512, 0, 16>(4, 20, 64, 16, 1, true, true, 0.f, 3, true),
+      learn<B, 1024, 0, 8>(2, 150, 63, 7, 1, true, true, 0.f, 1),
+      learn<B, 512, 0, 16>(2, 1, 64, 16, 1, false, true, 0.f, 2),
   };
   const double back[] = {
       unlearn<B, 128, 32, 16>(3, 70, 64, 8, 1, false, false, 0.f, 2, false),

@@ -1,0 +1,371 @@
+// fused_tokenlearner's forward for Hopper: one pass over x, for 16-bit elements.
+//
+// A block of four warpgroups keeps the folded weights Wg [64,D] in registers, a quarter of D each, and takes the tokens
+// of its share of an image 32 at a time. Tokens lie in shared memory in tiles of 8x8 elements, in which they are an
+// operand of both products. Of step i, with the tokens of later steps arriving meanwhile,
+//
+//   products   h^T = Wg x^T, and the moments of the tokens beside it
+//   hidden     sums of the quarters, LayerNorm as r (h - m c) + e, GELU; 8 tokens a warpgroup
+//   softmax    scores and weights, 8 outputs a warp; what was pooled before is rescaled as in an online softmax
+//   pool       y^T += x^T P: every warpgroup has a quarter of the columns of all outputs in registers
+//
+// Products of step i + 1 run beside the softmax of step i, its pooling beside what is hidden of step i + 1.
+#pragma once
+
+#include "cuda/tokenlearner_common.cuh"
+#include "cuda/warpgroup.cuh"
+
+namespace jair::cuda {
+
+constexpr int kHopperThreads = 512, kHopperRows = 32, kHopperShared = 227 * 1024;
+
+// Outputs for which the registers of a block suffice.
+template <int kWidth>
+constexpr int kHopperOutputs = kWidth <= 512 ? 32 : kWidth <= 768 ? 16 : 8;
+
+template <typename T, int kWidth, int kOutputs>
+struct HopperShared {
+  static constexpr int kHiddenPitch = kHopperRows + 8, kWeightPitch = kHidden + 8;
+  static constexpr int kPadded = kOutputs < 16 ? 16 : kOutputs;
+  using Tokens = T[kWidth / 8][kHopperRows][8];
+  struct Rest {
+    float4 sums[4][3][128];                                // of h: for 8 tokens each, what the other three quarters have
+    T hidden[kHidden * kHiddenPitch];                      // gelu(h)^T
+    T weights[kOutputs / 8][kHopperRows / 8][8][8];        // P in tiles
+    T w2[kPadded * kWeightPitch];
+    float c[kHidden], e[kHidden], b2[kOutputs];
+    float2 moments[4][kHopperRows];  // sums of x - shift and of its squares, of a quarter of D each
+    float decay[kOutputs], inverse[kOutputs];
+    uint8_t keep[8][kHopperRows];
+  };
+  static constexpr int kFit = (kHopperShared - static_cast<int>(sizeof(Rest))) / static_cast<int>(sizeof(Tokens));
+  static constexpr int kStages = kFit < 6 ? kFit : 6;
+  static_assert(kStages >= 3);
+  Tokens x[kStages];
+  Rest rest;
+};
+
+template <typename T, int kWidth, int kOutputs>
+struct HopperBlock {
+  using Shared = HopperShared<T, kWidth, kOutputs>;
+  static constexpr int kStages = Shared::kStages;
+  static constexpr int kProducts = kWidth / 64;            // of 16 columns, in a quarter of D
+  static constexpr int kBlocks = (kWidth / 64 + 3) / 4;    // of 64 columns, that a warpgroup pools at most
+  static constexpr int kOutputTiles = kOutputs / 8;
+  static constexpr int kPieces = kWidth / 8 / 16;          // of a token, that a thread copies
+  static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
+  static_assert(kWidth % 128 == 0 && kOutputs % 8 == 0);
+
+  const Learner<T>& in;
+  Shared& shared;
+  typename Shared::Rest& rest = shared.rest;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+  const int group = warp / 4, part = warp % 4;  // of this warp's warpgroup
+  // A thread copies and measures pieces of one token of a step: every fourth of a quarter.
+  const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
+
+  // This warp's 16 hidden units and its warpgroup's quarter of D.
+  __device__ void load_weights(Fragment (&wg)[kProducts]) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int h = part * 16 + g + i * 8;
+      const bool inside = h < in.hidden;
+      const T* row = in.wg + (inside ? h : 0) * kWidth + group * (kWidth / 4) + 2 * t;
+#pragma unroll
+      for (int k = 0; k < kProducts; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t pair;
+          memcpy(&pair, row + k * 16 + half * 8, 4);
+          wg[k].r[half * 2 + i] = inside ? pair : 0;
+        }
+      }
+    }
+  }
+
+  __device__ void load_rest() {
+    for (int i = thread; i < Shared::kPadded * kHidden; i += kHopperThreads) {
+      const int k = i / kHidden, h = i % kHidden;
+      const bool inside = k < in.outputs && h < in.hidden;
+      rest.w2[k * Shared::kWeightPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
+    }
+    if (thread < kHidden) {
+      rest.c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
+      rest.e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
+    }
+    if (thread < kOutputs) rest.b2[thread] = in.bias(thread);
+  }
+
+  // Tokens that are not kept are zeros, whatever lies there.
+  __device__ void load_tokens(const LearnerStep& step, int stage) {
+    const bool keep = in.kept(step.image, step.n + token, step.end);
+    const T* from = in.x + step.image * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) copy16(shared.x[stage][piece + 4 * i][token], from + i * 32, keep);
+    if (group == 0 && lane < 8) rest.keep[stage][token] = keep;
+  }
+
+  // Begins this warpgroup's part of h^T.
+  __device__ void products(int stage, const Fragment (&wg)[kProducts], Accumulator (&acc)[4]) {
+    const Operand x(shared.x[stage][group * (kWidth / 32)], kTileColumn, kTile);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) multiply_group<T>(acc, wg[k], x + k * 2 * kTileColumn, k > 0);
+    commit_products();
+  }
+
+  __device__ float shift(int stage, int row) const { return to_float(shared.x[stage][0][row][0]); }
+
+  __device__ void moments(int stage) {
+    const float offset = shift(stage, token);
+    float sum = 0.f, square = 0.f;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      uint32_t pairs[4];
+      memcpy(pairs, shared.x[stage][piece + 4 * i][token], 16);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = unpack<T>(pairs[j]);
+        const float low = pair.x - offset, high = pair.y - offset;
+        sum += low + high;
+        square += low * low;
+        square += high * high;
+      }
+    }
+#pragma unroll
+    for (int hop = 8; hop < 32; hop *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, hop);
+      square += __shfl_xor_sync(0xffffffffu, square, hop);
+    }
+    if (lane < 8) rest.moments[group][token] = make_float2(sum, square);
+  }
+
+  // Leaves to each warpgroup this one's part of its 8 tokens, and keeps its own.
+  __device__ void exchange(const Accumulator (&acc)[4], float4& own) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 part_sum = make_float4(acc[j][0], acc[j][1], acc[j][2], acc[j][3]);
+      if (j == group) {
+        own = part_sum;
+      } else {
+        rest.sums[j][group < j ? group : group - 1][thread % 128] = part_sum;
+      }
+    }
+  }
+
+  // gelu(h) of two hidden units and two tokens a thread, and the tokens' mean and 1/std.
+  __device__ void hidden(const LearnerStep& step, int stage, float4 h, float2* stats) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const float4 other = rest.sums[group][i][thread % 128];
+      h.x += other.x, h.y += other.y, h.z += other.z, h.w += other.w;
+    }
+    const int first = group * 8 + 2 * t;
+    float mean[2], rstd[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float sum = 0.f, square = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 quarter = rest.moments[i][first + j];
+        sum += quarter.x, square += quarter.y;
+      }
+      const float offset = sum * (1.f / kWidth);
+      mean[j] = shift(stage, first + j) + offset;
+      rstd[j] = 1.f / sqrtf(fmaxf(square * (1.f / kWidth) - offset * offset, 0.f) + in.eps);
+      const int n = step.n + first + j;
+      if (part == 0 && g == 0 && n < step.end) stats[step.image * in.tokens + n] = make_float2(mean[j], rstd[j]);
+    }
+    const float values[2][2] = {{h.x, h.y}, {h.z, h.w}};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int unit = part * 16 + g + i * 8;
+      const float c = rest.c[unit], e = rest.e[unit];
+      const float low = gelu(rstd[0] * (values[i][0] - mean[0] * c) + e, in.tanh);
+      const float high = gelu(rstd[1] * (values[i][1] - mean[1] * c) + e, in.tanh);
+      const uint32_t pair = pack<T>(low, high);
+      memcpy(rest.hidden + unit * Shared::kHiddenPitch + first, &pair, 4);
+    }
+  }
+
+  // Scores of 8 outputs for all tokens: gelu(h) w2^T.
+  __device__ void scores(Accumulator (&acc)[2]) {
+    const T* hidden = rest.hidden + (lane / 16 * 8 + lane % 8) * Shared::kHiddenPitch + lane / 8 % 2 * 8;
+    const T* w2 = rest.w2 + (warp / 2 * 16 + tile_row(lane)) * Shared::kWeightPitch + tile_column(lane);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
+#pragma unroll
+    for (int h = 0; h < kHidden; h += 16) {
+      const Fragment b = load_matrices(w2 + h);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const Fragment a = load_transposed(hidden + h * Shared::kHiddenPitch + i * 16);
+        multiply_add<T>(acc[i], a, warp % 2 ? b.r[1] : b.r[0], warp % 2 ? b.r[3] : b.r[2]);
+      }
+    }
+  }
+
+  // The weights of 8 outputs below the largest score so far, and what earlier sums are to be scaled by. A lane keeps
+  // the largest score and the sum of two of them.
+  __device__ void softmax(const LearnerStep& step, int stage, float (&top)[2], float (&total)[2], float2* pairs) {
+    Accumulator acc[2];
+    scores(acc);
+    bool keep[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) keep[i] = rest.keep[stage][i * 8 + g];
+    const bool last = step.last(kHopperRows);
+#pragma unroll
+    for (int column = 0; column < 2; ++column) {
+      const int k = warp * 8 + 2 * t + column;
+      float s[4], largest = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        s[i] = acc[i / 2][i % 2 * 2 + column] + rest.b2[k];
+        if (keep[i]) largest = fmaxf(largest, s[i]);
+      }
+      largest = fmaxf(top[column], column_max(largest));
+      const float base = largest == -INFINITY ? 0.f : largest;
+      float sum = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float p = keep[i] ? exponential(s[i] - base) : 0.f;
+        sum += p;
+        rest.weights[warp][i][2 * t + column][g] = from_float<T>(p);
+      }
+      const float decay = exponential(top[column] - base);
+      const float all = total[column] * decay + column_sum(sum), inverse = all == 0.f ? 0.f : 1.f / all;
+      if (g == 0) {
+        rest.decay[k] = decay, rest.inverse[k] = inverse;
+        if (last && k < in.outputs)
+          pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+      }
+      top[column] = last ? -INFINITY : largest, total[column] = last ? 0.f : all;
+    }
+    publish();
+  }
+
+  // Begins acc = decay acc + x^T P in this warpgroup's columns.
+  __device__ void pool(int stage, Accumulator (&acc)[kBlocks][kOutputTiles]) {
+#pragma unroll
+    for (int j = 0; j < kOutputTiles; ++j) {
+      const float first = rest.decay[j * 8 + 2 * t], second = rest.decay[j * 8 + 2 * t + 1];
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        acc[m][j][0] *= first, acc[m][j][1] *= second, acc[m][j][2] *= first, acc[m][j][3] *= second;
+      }
+    }
+    const Operand weights(rest.weights, kTile, kHopperRows / 8 * kTile);
+    begin_products();
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+      // All warpgroups run the same products; what one without a block makes of the first is not stored.
+      const Operand x(shared.x[stage][has_block(m) ? (m * 4 + group) * 8 : 0], kTile, kTileColumn);
+#pragma unroll
+      for (int n = 0; n < kHopperRows; n += 16) {
+        multiply_group<T>(acc[m], x + n / 8 * kTile, weights + n / 8 * kTile, true);
+      }
+    }
+    commit_products();
+  }
+
+  __device__ bool has_block(int m) const { return kWidth % 256 == 0 || (m * 4 + group) * 64 < kWidth; }
+
+  // The share's pooled tokens; acc is then 0 for the next.
+  __device__ void store(const LearnerStep& step, Accumulator (&acc)[kBlocks][kOutputTiles], T* y, float* parts) {
+#pragma unroll
+    for (int j = 0; j < kOutputTiles; ++j) {
+#pragma unroll
+      for (int column = 0; column < 2; ++column) {
+        const int k = j * 8 + 2 * t + column;
+        const float inverse = rest.inverse[k];
+        const int64_t to = (step.item * in.outputs + k) * kWidth + part * 16 + g;
+#pragma unroll
+        for (int m = 0; m < kBlocks; ++m) {
+          const int block = (m * 4 + group) * 64;
+#pragma unroll
+          for (int low = 0; low < 2; ++low) {
+            const float value = acc[m][j][2 * low + column] * inverse;
+            acc[m][j][2 * low + column] = 0.f;
+            if (k >= in.outputs || !has_block(m)) continue;
+            if (parts) {
+              parts[to + block + low * 8] = value;
+            } else {
+              y[to + block + low * 8] = from_float<T>(value);
+            }
+          }
+        }
+      }
+    }
+  }
+};
+
+// y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a
+// share's softmax; stats [B,N]: mean and 1/std of every token. No more blocks than shares.
+template <typename T, int kWidth, int kOutputs>
+__global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner<T> in, T* y, float* parts,
+                                                                         float2* pairs, float2* stats) {
+#ifdef JAIR_WARPGROUPS
+  using Block = HopperBlock<T, kWidth, kOutputs>;
+  constexpr int kStages = Block::kStages;
+  JAIR_SHARED(memory);
+  Block block{in, *reinterpret_cast<typename Block::Shared*>(memory)};
+  const int64_t items = in.batch * in.shares;
+  LearnerStep step = LearnerStep::first(in, blockIdx.x), ahead = step;
+#pragma unroll
+  for (int i = 0; i < kStages - 1; ++i) {
+    if (ahead.item < items) {
+      block.load_tokens(ahead, i);
+      ahead = ahead.next(in, kHopperRows);
+    }
+    commit_copies();
+  }
+  Fragment wg[Block::kProducts];
+  block.load_weights(wg);
+  block.load_rest();
+  Accumulator pooled[Block::kBlocks][Block::kOutputTiles] = {};
+  float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
+  float4 own;
+  {
+    wait_copies<kStages - 2>();
+    publish();
+    __syncthreads();
+    Accumulator acc[4];
+    block.products(0, wg, acc);
+    block.moments(0);
+    wait_products<0>();
+    block.exchange(acc, own);
+    __syncthreads();
+    block.hidden(step, 0, own, stats);
+  }
+  for (int stage = 0; step.item < items;) {
+    const LearnerStep next = step.next(in, kHopperRows);
+    const int following = stage + 1 == kStages ? 0 : stage + 1;
+    const bool more = next.item < items;
+    wait_copies<kStages - 3>();
+    publish();
+    __syncthreads();  // the next step's tokens have arrived, and nobody reads those of the step before
+    if (ahead.item < items) {
+      block.load_tokens(ahead, stage == 0 ? kStages - 1 : stage - 1);
+      ahead = ahead.next(in, kHopperRows);
+    }
+    commit_copies();
+    Accumulator acc[4];
+    if (more) block.products(following, wg, acc);
+    if (block.warp < Block::kOutputTiles) block.softmax(step, stage, top, total, pairs);
+    if (more) {
+      block.moments(following);
+      wait_products<0>();
+      block.exchange(acc, own);
+    }
+    __syncthreads();
+    block.pool(stage, pooled);
+    if (more) block.hidden(next, following, own, stats);
+    wait_products<0>();
+    if (step.last(kHopperRows)) block.store(step, pooled, y, parts);
+    step = next, stage = following;
+  }
+#endif
+}
+
+}  // namespace jair::cuda

@@ -4,6 +4,7 @@
 #include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
+#include "cuda/tokenlearner_weights_hopper.cuh"
 
 #include "cuda/common.cuh"
 
@@ -14,6 +15,14 @@ template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.data_ptr());
 }
+
+int attribute(const Tensor& x, cudaDeviceAttr name) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, x.get_device()));
+  return value;
+}
+
+bool on_hopper(const Tensor& x) { return attribute(x, cudaDevAttrComputeCapabilityMajor) == 9; }
 
 // A pass's tensors, as both directions take them.
 struct LearnerCall {
@@ -71,17 +80,9 @@ struct LearnerCall {
     return in;
   }
 
-  int attribute(cudaDeviceAttr name) const {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, name, x.get_device()));
-    return value;
-  }
-
   dim3 blocks() const {
-    return grid(std::min<int64_t>(attribute(cudaDevAttrMultiProcessorCount), batch() * shares));
+    return grid(std::min<int64_t>(attribute(x, cudaDevAttrMultiProcessorCount), batch() * shares));
   }
-
-  bool on_hopper() const { return attribute(cudaDevAttrComputeCapabilityMajor) == 9; }
 };
 
 template <int Value>
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
                          static_cast<float2*>(stats.data_ptr()));
     };
     constexpr int kWidth = width.value, kRows = kWidth <= 768 ? 32 : 16;
-    const bool done = call.on_hopper() && hopper_outputs<kHopperOutputs<kWidth>>(call.outputs(), [&](auto fewest) {
+    const bool done = on_hopper(x) && hopper_outputs<kHopperOutputs<kWidth>>(call.outputs(), [&](auto fewest) {
       run(&learn_tokens_hopper<T, kWidth, fewest.value>, sizeof(HopperShared<T, kWidth, fewest.value>), kHopperThreads);
     });
     if (done) return;
@@ -221,9 +222,14 @@ Tensor sums(Tensor x, OptionalTensor mask, Tensor stats, Tensor dh, Tensor g, Te
     in.stats = data<float2>(stats), in.dh = data<T>(dh), in.g = data<T>(g), in.ds = data<T>(ds);
     in.tokens = tokens, in.all = all, in.hidden = hidden, in.outputs = outputs, in.share_tokens = share_tokens;
     in.parts = static_cast<float*>(parts.data_ptr());
-    launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
-                       &learn_weights<T, kWidth, kChunk, padded.value>, grid(shares * (kWidth / kChunk)),
-                       kWeightThreads, in);
+    const dim3 blocks = grid(shares * (kWidth / kChunk));
+    if (on_hopper(x)) {
+      launch.with_shared(sizeof(HopperWeightShared<T, kChunk, padded.value>),
+                         &learn_weights_hopper<T, kWidth, kChunk, padded.value>, blocks, kHopperThreads, in);
+    } else {
+      launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
+                         &learn_weights<T, kWidth, kChunk, padded.value>, blocks, kWeightThreads, in);
+    }
   });
   return parts;
 }

@@ -15,7 +15,9 @@ namespace jair::cuda {
 // elements of a matrix whose summed axis runs along the rows' 16 bytes (kAlong) or across them (kAcross).
 enum Layout { kAlong, kAcross };
 
-#ifndef JAIR_EMULATED
+#ifdef JAIR_EMULATED
+#include "warpgroup_emulator.h"
+#else
 
 // Where the tiles lie: bytes from one to the next along the summed axis, and along the other.
 struct Operand {
@@ -68,27 +70,27 @@ __device__ inline void multiply_group(Accumulator (&acc)[4], const Fragment& a, 
                : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits), "r"(static_cast<int>(add)))
 }
 
-// The same with both in shared memory, A kAcross, B kAlong.
-template <typename T>
+// The same with both in shared memory, A kAcross.
+template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[1], Operand a, Operand b, bool add) {
-  JAIR_PRODUCT("m64n8k16", "6", "{%0, %1, %2, %3}", "%4, %5, p, 1, 1, 1, 0",
+  JAIR_PRODUCT("m64n8k16", "6", "{%0, %1, %2, %3}", "%4, %5, p, 1, 1, 1, %7",
                : JAIR_TILE(0)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)))
+               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
-template <typename T>
+template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[2], Operand a, Operand b, bool add) {
-  JAIR_PRODUCT("m64n16k16", "10", "{%0, %1, %2, %3, %4, %5, %6, %7}", "%8, %9, p, 1, 1, 1, 0",
+  JAIR_PRODUCT("m64n16k16", "10", "{%0, %1, %2, %3, %4, %5, %6, %7}", "%8, %9, p, 1, 1, 1, %11",
                : JAIR_TILE(0), JAIR_TILE(1)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)))
+               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
-template <typename T>
+template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[4], Operand a, Operand b, bool add) {
   JAIR_PRODUCT("m64n32k16", "18", "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}",
-               "%16, %17, p, 1, 1, 1, 0",
+               "%16, %17, p, 1, 1, 1, %19",
                : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2), JAIR_TILE(3)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)))
+               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
 #undef JAIR_PRODUCT

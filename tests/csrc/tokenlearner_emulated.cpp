@@ -5,6 +5,7 @@
 #include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
+#include "cuda/tokenlearner_weights_hopper.cuh"
 
 #include <cstdio>
 #include <random>
@@ -253,10 +254,16 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   sums.dh = dh_out.data.data(), sums.g = g_out.data.data(), sums.ds = ds_out.data.data();
   sums.tokens = tokens, sums.all = rows, sums.hidden = hidden, sums.outputs = outputs;
   sums.share_tokens = share_tokens, sums.parts = parts.data();
-  if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, dim3(count * (kWidth / kChunk)),
-                     kWeightThreads, sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards))
+  std::vector<float> hopper_parts(count * size, NAN);
+  LearnerSums<T> hopper_sums = sums;
+  hopper_sums.parts = hopper_parts.data();
+  const dim3 blocks_of_sums(count * (kWidth / kChunk));
+  if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, blocks_of_sums, kWeightThreads,
+                     sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards) ||
+      !emulator::run([&] { learn_weights_hopper<T, kWidth, kChunk, kOutputs>(hopper_sums); }, blocks_of_sums,
+                     kHopperThreads, sizeof(HopperWeightShared<T, kChunk, kOutputs>), backwards))
     return INFINITY;
-  std::vector<double> want(size), got(size);
+  std::vector<double> want(size), got(size), got_on_hopper(size);
   for (size_t row = 0; row < rows; ++row) {
     const bool kept = mask[row];
     for (int h = 0; h < hidden; ++h) {
@@ -272,15 +279,18 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
     for (int k = 0; k < outputs; ++k) want[size - outputs + k] += ds_out.at(row * kOutputs + k);
   }
   for (int64_t part = 0; part < count; ++part) {
-    for (int64_t i = 0; i < size; ++i) got[i] += parts[part * size + i];
+    for (int64_t i = 0; i < size; ++i) {
+      got[i] += parts[part * size + i];
+      got_on_hopper[i] += hopper_parts[part * size + i];
+    }
   }
-  double weights[4] = {};
+  double weights[8] = {};
   const int64_t ends[] = {static_cast<int64_t>(hidden) * D, static_cast<int64_t>(hidden) * (D + outputs),
                           size - outputs, size};
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 8; ++i) {
     double error = 0, norm = 1e-9;
-    for (int64_t j = i ? ends[i - 1] : 0; j < ends[i]; ++j)
-      error += std::pow(got[j] - want[j], 2), norm += want[j] * want[j];
+    for (int64_t j = i % 4 ? ends[i % 4 - 1] : 0; j < ends[i % 4]; ++j)
+      error += std::pow((i < 4 ? got : got_on_hopper)[j] - want[j], 2), norm += want[j] * want[j];
     weights[i] = std::sqrt(error / norm);
   }
   const double errors[] = {off(dx, dx_out, D, D),
@@ -290,11 +300,15 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
                            weights[0],
                            weights[1],
                            weights[2],
-                           weights[3]};
+                           weights[3],
+                           weights[4],
+                           weights[5],
+                           weights[6],
+                           weights[7]};
   double worst = 0;
   for (double error : errors) worst = error <= worst ? worst : error;
   for (double error : errors) printf("%.1e ", error);
-  printf("dx dh g ds; M dw2 db1 db2\n");
+  printf("dx dh g ds; M dw2 db1 db2, on Hopper\n");
   return worst;
 }
 

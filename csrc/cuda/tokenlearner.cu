@@ -1,6 +1,7 @@
 // fused_tokenlearner on CUDA: its passes over x. What is as small as the weights is done around them, in
 // jair_kernels/tokenlearner/cuda.py.
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
@@ -166,22 +167,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg
   Tensor dx = rows(call.width()), dh = rows(kHidden), g = rows(kHidden), ds = rows(call.outputs() <= 16 ? 16 : 32);
   dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
-    if constexpr (width.value == 1024 && outputs.value == 32) {
+    constexpr int kWidth = width.value, kOutputs = outputs.value;
+    const LearnerGradients<T> out{data<T>(dy),
+                                  data<float2>(softmax),
+                                  data<float2>(stats),
+                                  data<float>(delta),
+                                  static_cast<T*>(dx.data_ptr()),
+                                  static_cast<T*>(dh.data_ptr()),
+                                  static_cast<T*>(g.data_ptr()),
+                                  static_cast<T*>(ds.data_ptr())};
+    using Hopper = HopperBackwardShared<T, kWidth, kOutputs>;
+    if constexpr (sizeof(Hopper) <= kHopperShared) {
+      if (on_hopper(x) && call.tokens() > kHopperRows) {
+        launch.with_shared(sizeof(Hopper), &learn_tokens_backward_hopper<T, kWidth, kOutputs>, call.blocks(),
+                           kHopperThreads, call.arguments<T>(), out);
+        return;
+      }
+    }
+    if constexpr (kWidth == 1024 && kOutputs == 32) {
       STD_TORCH_CHECK(false, "tokenlearner: unexpected sizes");
     } else {
-      constexpr int kRows = width.value == 1024 || (width.value == 768 && outputs.value == 32) ? 16 : 32;
-      using Shared = LearnerBackwardShared<T, width.value, kRows, outputs.value>;
+      constexpr int kRows = kWidth == 1024 || (kWidth == 768 && kOutputs == 32) ? 16 : 32;
+      using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
       static_assert(sizeof(Shared) <= 227 * 1024);
-      const LearnerGradients<T> out{data<T>(dy),
-                                    data<float2>(softmax),
-                                    data<float2>(stats),
-                                    data<float>(delta),
-                                    static_cast<T*>(dx.data_ptr()),
-                                    static_cast<T*>(dh.data_ptr()),
-                                    static_cast<T*>(g.data_ptr()),
-                                    static_cast<T*>(ds.data_ptr())};
-      launch.with_shared(sizeof(Shared), &learn_tokens_backward<T, width.value, kRows, outputs.value>, call.blocks(),
-                         32 * kLearnerWarps<width.value>, call.arguments<T>(), out);
+      launch.with_shared(sizeof(Shared), &learn_tokens_backward<T, kWidth, kRows, kOutputs>, call.blocks(),
+                         32 * kLearnerWarps<kWidth>, call.arguments<T>(), out);
     }
   });
   return {dx, dh, g, ds};

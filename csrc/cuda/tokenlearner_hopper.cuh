@@ -65,8 +65,9 @@ struct HopperBlock {
   // A thread copies and measures pieces of one token of a step: every fourth of a quarter.
   const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
 
-  // This warp's 16 hidden units and its warpgroup's quarter of D.
-  __device__ void load_weights(Fragment (&wg)[kProducts]) const {
+  // A warp's 16 hidden units and its warpgroup's quarter of D.
+  __device__ static void load_weights(const Learner<T>& in, int group, int part, int lane, Fragment (&wg)[kProducts]) {
+    const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int h = part * 16 + g + i * 8;
@@ -321,7 +322,7 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     commit_copies();
   }
   Fragment wg[Block::kProducts];
-  block.load_weights(wg);
+  Block::load_weights(in, block.group, block.part, block.lane, wg);
   block.load_rest();
   Accumulator pooled[Block::kBlocks][Block::kOutputTiles] = {};
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {};

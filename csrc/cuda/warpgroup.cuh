@@ -50,6 +50,13 @@ __device__ inline void wait_products() {
 // What this thread has written to shared memory, products read after the next barrier.
 __device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
+// The reverse of load_transposed.
+__device__ inline void store_transposed(void* row, const Fragment& f) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(row)),
+               "r"(f.r[0]), "r"(f.r[1]), "r"(f.r[2]), "r"(f.r[3])
+               : "memory");
+}
+
 #define JAIR_PRODUCT(shape, count, results, operands, ...)                                                       \
   if constexpr (std::is_same_v<T, __half>) {                                                                     \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" count ", 0;\nwgmma.mma_async.sync.aligned." shape          \

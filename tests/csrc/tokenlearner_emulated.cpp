@@ -2,6 +2,7 @@
 #include "cuda_fibers.h"
 
 #include "cuda/tokenlearner_backward.cuh"
+#include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
 #include "cuda/tokenlearner_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
@@ -235,6 +236,17 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks),
                      32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
     return INFINITY;
+  Host<T> hopper_dx(rows * D, random, NAN), hopper_dh(rows * kHidden, random, NAN), hopper_g = hopper_dh;
+  Host<T> hopper_ds(rows * kOutputs, random, NAN);
+  const bool on_hopper = tokens > kHopperRows && sizeof(HopperBackwardShared<T, kWidth, kOutputs>) <= kHopperShared;
+  LearnerGradients<T> hopper = out;
+  hopper.dx = hopper_dx.data.data(), hopper.dh = hopper_dh.data.data(), hopper.g = hopper_g.data.data();
+  hopper.ds = hopper_ds.data.data();
+  if (on_hopper &&
+      !emulator::run([&] { learn_tokens_backward_hopper<T, kWidth, kOutputs>(in, hopper); },
+                     dim3(std::min(blocks, batch * shares)), kHopperThreads,
+                     sizeof(HopperBackwardShared<T, kWidth, kOutputs>), backwards))
+    return INFINITY;
   auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
     double error = 0, size = 0;
     for (size_t row = 0; row < want.size() / columns; ++row) {
@@ -306,6 +318,14 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
                            weights[6],
                            weights[7]};
   double worst = 0;
+  if (on_hopper) {
+    for (double error : {off(dx, hopper_dx, D, D), off(dh, hopper_dh, hidden, kHidden), off(g, hopper_g, hidden, kHidden),
+                         off(ds, hopper_ds, outputs, kOutputs)}) {
+      worst = error <= worst ? worst : error;
+      printf("%.1e ", error);
+    }
+    printf("dx dh g ds, on Hopper\n");
+  }
   for (double error : errors) worst = error <= worst ? worst : error;
   for (double error : errors) printf("%.1e ", error);
   printf("dx dh g ds; M dw2 db1 db2, on Hopper\n");

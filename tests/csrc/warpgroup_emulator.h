@@ -19,6 +19,17 @@ struct Operand {
   }
 };
 
+inline void store_transposed(void* row, const Fragment& f) {
+  const auto rows = ::emulator::exchange(row);
+  const int g = ::emulator::lane() / 4, t = ::emulator::lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    uint16_t pair[2];
+    memcpy(pair, &f.r[i], 4);
+    for (int j = 0; j < 2; ++j) static_cast<uint16_t*>(rows[8 * i + 2 * t + j])[g] = pair[j];
+  }
+  ::emulator::sync_warp();
+}
+
 inline void begin_products() {}
 inline void publish() {}
 

@@ -1,0 +1,405 @@
+// fused_tokenlearner's backward as far as tokens go (tokenlearner_backward.cuh), for Hopper. x is read once, dx written
+// once.
+//
+// A block of four warpgroups takes the tokens of its share 32 at a time, in tiles of 8x8 elements. Of each step
+//
+//   products   h^T = Wg x^T and dP^T = dY x^T: a quarter of D a warpgroup
+//   hidden     sums of the quarters, r (h - m c) and GELU; 16 hidden units and 8 tokens a warp
+//   scores     P anew from S and what the forward kept, dS = P (dP - delta); 16 outputs and 8 tokens a warp
+//   gradient   q = r dH with dH = (dS w2) gelu'(h), and its sums along c and along h - e
+//   inputs     dx = q Wg - (q . c + xhat (q . (h - e))) / D + P dY, transposed, in the place of x; 64 columns of it a
+//              warpgroup at a time
+//
+// What the quarters exchange lies where the tokens of the next step arrive once it has been read.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/tokenlearner_backward_products.cuh"
+#include "cuda/tokenlearner_hopper.cuh"
+
+namespace jair::cuda {
+
+template <typename T, int kWidth, int kOutputs>
+struct HopperBackwardShared {
+  static constexpr int kHiddenPitch = kHopperRows + 8, kWeightPitch = kHidden + 8;
+  using Tokens = T[kWidth / 8][kHopperRows][8];
+  struct Exchange {
+    float4 h[4][3][128];                // for 8 tokens each, what the other three quarters have
+    float4 dp[4][kOutputs / 16][4][32];  // of every quarter
+  };
+  struct Gradient {
+    T q[kHidden / 8][kHopperRows][8];
+    float2 along[4][kHopperRows];  // of every warp's hidden units: q . c and q . (h - e)
+  };
+  static constexpr bool kInPlace = sizeof(Tokens) >= sizeof(Exchange);
+  struct None {};
+
+  T wg[kWidth / 8][kHidden][8];
+  T dy[kWidth / 8][kOutputs][8];
+  Tokens x[2];
+  std::conditional_t<kInPlace, None, Exchange> exchange;
+  union {
+    T hidden[kHidden * kHiddenPitch];  // gelu(h)^T, dead once there are scores
+    Gradient gradient;
+  };
+  T p[kOutputs / 8][kHopperRows][8];
+  T ds[kOutputs / 8][kHopperRows][8];
+  T w2[kOutputs * kWeightPitch];
+  float c[kHidden], e[kHidden], b2[kOutputs];
+  float top[kOutputs], inverse[kOutputs], delta[kOutputs];
+  float2 stats[2][kHopperRows];  // zeros of rows that are not kept
+  uint8_t keep[2][kHopperRows];
+
+  __device__ Exchange& exchange_of(int buffer) {
+    if constexpr (kInPlace) {
+      return *reinterpret_cast<Exchange*>(&x[buffer ^ 1]);
+    } else {
+      return exchange;
+    }
+  }
+};
+
+template <typename T, int kWidth, int kOutputs>
+struct HopperBackwardBlock {
+  using Shared = HopperBackwardShared<T, kWidth, kOutputs>;
+  static constexpr int kProducts = kWidth / 64;          // of 16 columns, in a quarter of D
+  static constexpr int kBlocks = (kWidth / 64 + 3) / 4;  // of 64 columns, of a warpgroup at most
+  static constexpr int kOutputTiles = kOutputs / 16;
+  static constexpr int kPieces = kWidth / 8 / 16;  // of a token, that a thread copies
+  static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
+  static_assert(kWidth % 128 == 0 && kOutputs % 16 == 0);
+
+  const Learner<T>& in;
+  const LearnerGradients<T>& out;
+  Shared& shared;
+  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+  const int group = warp / 4, part = warp % 4;  // of this warp's warpgroup
+  // A thread copies pieces of one token of a step: every fourth of a quarter.
+  const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
+
+  // Wg in shared memory is pending until `wait_copies`; this warp's 16 hidden units and quarter of D are in registers.
+  __device__ void load_weights(Fragment (&wg)[kProducts]) {
+    for (int i = warp; i < kHidden / 8 * (kWidth / 32); i += kHopperThreads / 32) {
+      const int h = i % (kHidden / 8) * 8 + lane % 8, column = i / (kHidden / 8) * 4 + lane / 8;
+      const bool inside = h < in.hidden;
+      copy16(shared.wg[column][h], in.wg + (inside ? h : 0) * kWidth + column * 8, inside);
+    }
+    HopperBlock<T, kWidth, 8>::load_weights(in, group, part, lane, wg);
+    for (int i = thread; i < kOutputs * kHidden; i += kHopperThreads) {
+      const int k = i / kHidden, h = i % kHidden;
+      const bool inside = k < in.outputs && h < in.hidden;
+      shared.w2[k * Shared::kWeightPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
+    }
+    if (thread < kHidden) {
+      shared.c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
+      shared.e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
+    }
+    if (thread < kOutputs) shared.b2[thread] = in.bias(thread);
+  }
+
+  __device__ void load_image(int64_t image) {
+    for (int i = warp; i < kOutputs / 8 * (kWidth / 32); i += kHopperThreads / 32) {
+      const int k = i % (kOutputs / 8) * 8 + lane % 8, column = i / (kOutputs / 8) * 4 + lane / 8;
+      const bool inside = k < in.outputs;
+      copy16(shared.dy[column][k], out.dy + (image * in.outputs + (inside ? k : 0)) * kWidth + column * 8, inside);
+    }
+    if (thread < kOutputs) {
+      const bool inside = thread < in.outputs;
+      const float2 pair = inside ? out.pairs[image * in.outputs + thread] : make_float2(0.f, 0.f);
+      shared.top[thread] = pair.x, shared.inverse[thread] = pair.y;
+      shared.delta[thread] = inside ? out.delta[image * in.outputs + thread] : 0.f;
+    }
+  }
+
+  // Tokens that are not kept are zeros, whatever lies there.
+  __device__ void load_tokens(const LearnerStep& step, int buffer) {
+    const bool keep = in.kept(step.image, step.n + token, step.end);
+    const T* from = in.x + step.image * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) copy16(shared.x[buffer][piece + 4 * i][token], from + i * 32, keep);
+    if (group == 0 && lane < 8) {
+      shared.keep[buffer][token] = keep;
+      const int64_t at = step.image * in.tokens + step.n + token;
+      shared.stats[buffer][token] = keep ? out.stats[at] : make_float2(0.f, 0.f);
+    }
+  }
+
+  // This warpgroup's quarter of h^T, of which it leaves to each what belongs to its 8 tokens and keeps its own, and this
+  // warp's of dP^T for 8 tokens.
+  __device__ void products(int buffer, const Fragment (&wg)[kProducts], float4& own) {
+    const auto& x = shared.x[buffer];
+    auto& exchange = shared.exchange_of(buffer);
+    const int first = group * (kWidth / 32);
+    Accumulator h[4], dp[kOutputTiles] = {};
+    const Operand tokens(x[first], kTileColumn, kTile);
+    begin_products();
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) multiply_group<T>(h, wg[k], tokens + k * 2 * kTileColumn, k > 0);
+    commit_products();
+#pragma unroll
+    for (int k = 0; k < kProducts; k += 2) {
+      const Fragment b = load_matrices(x[first + 2 * k + lane / 8][part * 8 + lane % 8]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int m = 0; m < kOutputTiles; ++m) {
+          const Fragment a = load_matrices(shared.dy[first + 2 * (k + i) + lane / 16][m * 16 + lane % 16]);
+          multiply_add<T>(dp[m], a, b.r[2 * i], b.r[2 * i + 1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kOutputTiles; ++m) {
+      exchange.dp[group][m][part][lane] = make_float4(dp[m][0], dp[m][1], dp[m][2], dp[m][3]);
+    }
+    wait_products<0>();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 sum = make_float4(h[j][0], h[j][1], h[j][2], h[j][3]);
+      if (j == group) {
+        own = sum;
+      } else {
+        exchange.h[j][group < j ? group : group - 1][thread % 128] = sum;
+      }
+    }
+  }
+
+  // Two neighbouring tokens of one hidden unit.
+  __device__ void store_hidden(T* to, const LearnerStep& step, int n, int h, uint32_t pair) const {
+    T values[2];
+    memcpy(static_cast<void*>(values), &pair, 4);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (step.n + n + i < step.end) to[(step.image * in.tokens + step.n + n + i) * kHidden + h] = values[i];
+    }
+  }
+
+  // Of two hidden units and two tokens: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
+  __device__ void hidden(const LearnerStep& step, int buffer, float4 own, Accumulator& normed, Accumulator& slope) {
+    auto& exchange = shared.exchange_of(buffer);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const float4 other = exchange.h[group][i][thread % 128];
+      own.x += other.x, own.y += other.y, own.z += other.z, own.w += other.w;
+    }
+    const float sums[4] = {own.x, own.y, own.z, own.w};
+    const int n = group * 8 + 2 * t;
+    const float2 stats[2] = {shared.stats[buffer][n], shared.stats[buffer][n + 1]};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int h = part * 16 + g + i * 8;
+      const float c = shared.c[h], e = shared.e[h];
+      float values[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const float value = stats[j].y * (sums[2 * i + j] - stats[j].x * c);
+        normed[2 * i + j] = value;
+        slope[2 * i + j] = gelu_slope(value + e, in.tanh);
+        values[j] = gelu(value + e, in.tanh);
+      }
+      const uint32_t pair = pack<T>(values[0], values[1]);
+      memcpy(static_cast<void*>(shared.hidden + h * Shared::kHiddenPitch + n), &pair, 4);
+      store_hidden(out.g, step, n, h, pair);
+    }
+  }
+
+  static constexpr int kScoreWarps = 4 * kOutputTiles;
+  __device__ bool has_scores() const { return warp < kScoreWarps; }
+
+  // dP^T of this warp's 16 outputs and 8 tokens.
+  __device__ void read_products(int buffer, Accumulator& dp) {
+    auto& exchange = shared.exchange_of(buffer);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float4 quarter = exchange.dp[i][warp / 4][part][lane];
+      dp[0] += quarter.x, dp[1] += quarter.y, dp[2] += quarter.z, dp[3] += quarter.w;
+    }
+  }
+
+  // P and dS of this warp's 16 outputs and 8 tokens.
+  __device__ void scores(int buffer, const Accumulator& dp) {
+    const int m = warp / 4 * 16, n = part * 8;
+    Accumulator acc = {};
+#pragma unroll
+    for (int h = 0; h < kHidden; h += 32) {
+      const Fragment b = load_transposed(shared.hidden + (h + lane) * Shared::kHiddenPitch + n);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const T* w2 = shared.w2 + (m + tile_row(lane)) * Shared::kWeightPitch + h + i * 16 + tile_column(lane);
+        multiply_add<T>(acc, load_matrices(w2), b.r[2 * i], b.r[2 * i + 1]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int k = m + g + i / 2 * 8, row = n + 2 * t + i % 2;
+      const bool keep = shared.keep[buffer][row];
+      const float p = keep ? exponential(acc[i] + shared.b2[k] - shared.top[k]) * shared.inverse[k] : 0.f;
+      shared.p[k / 8][row][k % 8] = from_float<T>(p);
+      shared.ds[k / 8][row][k % 8] = from_float<T>(p * (dp[i] - shared.delta[k]));
+    }
+  }
+
+  // dS to memory; q of this warp's hidden units and tokens, and its sums.
+  __device__ void gradient(const LearnerStep& step, int buffer, const Accumulator& normed, const Accumulator& slope) {
+    if (thread < kOutputs / 8 * kHopperRows) {
+      const int n = thread % kHopperRows, k = thread / kHopperRows;
+      uint4 bits;
+      memcpy(&bits, shared.ds[k][n], 16);
+      T* to = out.ds + (step.image * in.tokens + step.n + n) * kOutputs + k * 8;
+      if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
+    }
+    Accumulator acc = {};
+#pragma unroll
+    for (int k = 0; k < kOutputTiles; ++k) {
+      const T* w2 = shared.w2 + (k * 16 + lane / 16 * 8 + lane % 8) * Shared::kWeightPitch + part * 16;
+      const Fragment a = load_transposed(w2 + lane / 8 % 2 * 8);
+      const Fragment b = load_matrices(shared.ds[k * 2 + lane / 8 % 2][group * 8 + lane % 8]);
+      multiply_add<T>(acc, a, b.r[0], b.r[1]);
+    }
+    const int n = group * 8 + 2 * t;
+    const float r[2] = {shared.stats[buffer][n].y, shared.stats[buffer][n + 1].y};
+    float2 along[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int h = part * 16 + g + i * 8;
+      const float c = shared.c[h];
+      const float dh[2] = {acc[2 * i] * slope[2 * i], acc[2 * i + 1] * slope[2 * i + 1]};
+      store_hidden(out.dh, step, n, h, pack<T>(dh[0], dh[1]));
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const T q = from_float<T>(r[j] * dh[j]);
+        shared.gradient.q[h / 8][n + j][h % 8] = q;
+        along[j].x += to_float(q) * c, along[j].y += to_float(q) * normed[2 * i + j];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      along[j].x = column_sum(along[j].x), along[j].y = column_sum(along[j].y);
+      if (g == 0) shared.gradient.along[part][n + j] = along[j];
+    }
+  }
+
+  // dx of this warpgroup's columns.
+  __device__ void inputs(const LearnerStep& step, int buffer) {
+    auto& x = shared.x[buffer];
+    const Operand q(shared.gradient.q, kTileColumn, kTile), p(shared.p, kTileColumn, kTile);
+    float2 line[4][2];  // what is subtracted, as a function of x, of 8 tokens
+#pragma unroll
+    for (int i = 0; i < kBlocks; ++i) {
+      // All warpgroups run the same products; what one without a block makes of the first is not stored.
+      const bool mine = kWidth % 256 == 0 || (i * 4 + group) * 64 < kWidth;
+      const int block = mine ? (i * 4 + group) * 8 : 0;
+      Accumulator acc[4];
+      const Operand wg(shared.wg[block], kTile, kHidden * 8 * sizeof(T));
+      const Operand dy(shared.dy[block], kTile, kOutputs * 8 * sizeof(T));
+      begin_products();
+#pragma unroll
+      for (int h = 0; h < kHidden / 8; h += 2) multiply_group<T>(acc, wg + h * kTile, q + h * kTileColumn, h > 0);
+#pragma unroll
+      for (int k = 0; k < kOutputs / 8; k += 2) multiply_group<T>(acc, dy + k * kTile, p + k * kTileColumn, true);
+      commit_products();
+      if (i == 0) lines(buffer, line);
+      wait_products<0>();
+      if (mine) subtract(x, block + part * 2, acc, line);
+      if (mine) store(step, x, block + part * 2);
+    }
+  }
+
+  // Every lane makes one token's; a + b x is what `subtract` takes from dx.
+  __device__ void lines(int buffer, float2 (&line)[4][2]) {
+    float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 along = shared.gradient.along[i][lane];
+      sum.x += along.x, sum.y += along.y;
+    }
+    const float2 stats = shared.stats[buffer][lane];
+    const float b = stats.y * sum.y * (1.f / kWidth), a = sum.x * (1.f / kWidth) - b * stats.x;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int source = j * 8 + 2 * t + i;
+        line[j][i] = make_float2(__shfl_sync(0xffffffffu, a, source), __shfl_sync(0xffffffffu, b, source));
+      }
+    }
+  }
+
+  // dx of 16 columns, from tile column `first` on, in the place of x.
+  __device__ void subtract(typename Shared::Tokens& x, int first, const Accumulator (&acc)[4],
+                           const float2 (&line)[4][2]) {
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      T* tile = x[first + lane / 8 % 2][(j + lane / 16) * 8 + lane % 8];
+      Fragment f = load_transposed(tile);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {  // rows g or g + 8 of tile j or j + 1
+        const float2 pair = unpack<T>(f.r[i]);
+        const float* sums = acc[j + i / 2] + i % 2 * 2;
+        const float2(&l)[2] = line[j + i / 2];
+        f.r[i] = pack<T>(sums[0] - (l[0].x + l[0].y * pair.x), sums[1] - (l[1].x + l[1].y * pair.y));
+      }
+      store_transposed(tile, f);
+    }
+  }
+
+  __device__ void store(const LearnerStep& step, const typename Shared::Tokens& x, int first) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int n = i * 16 + lane / 2, column = first + lane % 2;
+      uint4 bits;
+      memcpy(&bits, x[column][n], 16);
+      T* to = out.dx + (step.image * in.tokens + step.n + n) * kWidth + column * 8;
+      if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
+    }
+  }
+};
+
+// Whole images, of more than 32 tokens: `top` and the like are those of all tokens. No more blocks than shares.
+template <typename T, int kWidth, int kOutputs>
+__global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hopper(Learner<T> in,
+                                                                                  LearnerGradients<T> out) {
+#ifdef JAIR_WARPGROUPS
+  using Block = HopperBackwardBlock<T, kWidth, kOutputs>;
+  JAIR_SHARED(memory);
+  Block block{in, out, *reinterpret_cast<typename Block::Shared*>(memory)};
+  const int64_t items = in.batch * in.shares;
+  LearnerStep step = LearnerStep::first(in, blockIdx.x);
+  int image = -1;
+  Fragment wg[Block::kProducts];
+  block.load_weights(wg);
+  block.load_tokens(step, 0);
+  for (int buffer = 0; step.item < items; buffer ^= 1) {
+    if (step.image != image) {
+      __syncthreads();  // nobody reads dY of the image before
+      image = step.image;
+      block.load_image(image);
+    }
+    commit_copies();
+    wait_copies<0>();
+    publish();
+    __syncthreads();  // the step's tokens have arrived, and nobody reads those of the step before
+    float4 own;
+    block.products(buffer, wg, own);
+    __syncthreads();
+    Accumulator normed, slope, dp = {};
+    block.hidden(step, buffer, own, normed, slope);
+    if (block.has_scores()) block.read_products(buffer, dp);
+    __syncthreads();  // the exchange is over
+    const LearnerStep next = step.next(in, kHopperRows);
+    if (next.item < items) block.load_tokens(next, buffer ^ 1);
+    if (block.has_scores()) block.scores(buffer, dp);
+    __syncthreads();
+    block.gradient(step, buffer, normed, slope);
+    publish();
+    __syncthreads();
+    block.inputs(step, buffer);
+    step = next;
+  }
+#endif
+}
+
+}  // namespace jair::cuda

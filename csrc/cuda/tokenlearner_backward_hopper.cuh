@@ -29,23 +29,23 @@ struct HopperBackwardShared {
     float4 dp[4][kOutputs / 16][4][32];  // of every quarter
   };
   struct Gradient {
-    T q[kHidden / 8][kHopperRows][8];
+    alignas(16) T q[kHidden / 8][kHopperRows][8];
     float2 along[4][kHopperRows];  // of every warp's hidden units: q . c and q . (h - e)
   };
   static constexpr bool kInPlace = sizeof(Tokens) >= sizeof(Exchange);
   struct None {};
 
-  T wg[kWidth / 8][kHidden][8];
-  T dy[kWidth / 8][kOutputs][8];
-  Tokens x[2];
+  alignas(16) T wg[kWidth / 8][kHidden][8];
+  alignas(16) T dy[kWidth / 8][kOutputs][8];
+  alignas(16) Tokens x[2];
   std::conditional_t<kInPlace, None, Exchange> exchange;
   union {
-    T hidden[kHidden * kHiddenPitch];  // gelu(h)^T, dead once there are scores
+    alignas(16) T hidden[kHidden * kHiddenPitch];  // gelu(h)^T, dead once there are scores
     Gradient gradient;
   };
-  T p[kOutputs / 8][kHopperRows][8];
-  T ds[kOutputs / 8][kHopperRows][8];
-  T w2[kOutputs * kWeightPitch];
+  alignas(16) T p[kOutputs / 8][kHopperRows][8];
+  alignas(16) T ds[kOutputs / 8][kHopperRows][8];
+  alignas(16) T w2[kOutputs * kWeightPitch];
   float c[kHidden], e[kHidden], b2[kOutputs];
   float top[kOutputs], inverse[kOutputs], delta[kOutputs];
   float2 stats[2][kHopperRows];  // zeros of rows that are not kept
@@ -200,7 +200,7 @@ struct HopperBackwardBlock {
         values[j] = gelu(value + e, in.tanh);
       }
       const uint32_t pair = pack<T>(values[0], values[1]);
-      memcpy(static_cast<void*>(shared.hidden + h * Shared::kHiddenPitch + n), &pair, 4);
+      *reinterpret_cast<uint32_t*>(shared.hidden + h * Shared::kHiddenPitch + n) = pair;
       store_hidden(out.g, step, n, h, pair);
     }
   }
@@ -245,8 +245,7 @@ struct HopperBackwardBlock {
   __device__ void gradient(const LearnerStep& step, int buffer, const Accumulator& normed, const Accumulator& slope) {
     if (thread < kOutputs / 8 * kHopperRows) {
       const int n = thread % kHopperRows, k = thread / kHopperRows;
-      uint4 bits;
-      memcpy(&bits, shared.ds[k][n], 16);
+      const uint4 bits = *reinterpret_cast<const uint4*>(shared.ds[k][n]);
       T* to = out.ds + (step.image * in.tokens + step.n + n) * kOutputs + k * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }
@@ -285,7 +284,7 @@ struct HopperBackwardBlock {
   __device__ void inputs(const LearnerStep& step, int buffer) {
     auto& x = shared.x[buffer];
     const Operand q(shared.gradient.q, kTileColumn, kTile), p(shared.p, kTileColumn, kTile);
-    float2 line[4][2];  // what is subtracted, as a function of x, of 8 tokens
+    float2 line;
 #pragma unroll
     for (int i = 0; i < kBlocks; ++i) {
       // All warpgroups run the same products; what one without a block makes of the first is not stored.
@@ -300,15 +299,15 @@ struct HopperBackwardBlock {
 #pragma unroll
       for (int k = 0; k < kOutputs / 8; k += 2) multiply_group<T>(acc, dy + k * kTile, p + k * kTileColumn, true);
       commit_products();
-      if (i == 0) lines(buffer, line);
+      if (i == 0) line = line_of_lane(buffer);
       wait_products<0>();
       if (mine) subtract(x, block + part * 2, acc, line);
       if (mine) store(step, x, block + part * 2);
     }
   }
 
-  // Every lane makes one token's; a + b x is what `subtract` takes from dx.
-  __device__ void lines(int buffer, float2 (&line)[4][2]) {
+  // a and b of the token of this lane's number: a + b x is to be taken from dx.
+  __device__ float2 line_of_lane(int buffer) const {
     float2 sum = make_float2(0.f, 0.f);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -316,30 +315,27 @@ struct HopperBackwardBlock {
       sum.x += along.x, sum.y += along.y;
     }
     const float2 stats = shared.stats[buffer][lane];
-    const float b = stats.y * sum.y * (1.f / kWidth), a = sum.x * (1.f / kWidth) - b * stats.x;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int source = j * 8 + 2 * t + i;
-        line[j][i] = make_float2(__shfl_sync(0xffffffffu, a, source), __shfl_sync(0xffffffffu, b, source));
-      }
-    }
+    const float b = stats.y * sum.y * (1.f / kWidth);
+    return make_float2(sum.x * (1.f / kWidth) - b * stats.x, b);
   }
 
   // dx of 16 columns, from tile column `first` on, in the place of x.
-  __device__ void subtract(typename Shared::Tokens& x, int first, const Accumulator (&acc)[4],
-                           const float2 (&line)[4][2]) {
+  __device__ void subtract(typename Shared::Tokens& x, int first, const Accumulator (&acc)[4], float2 line) {
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       T* tile = x[first + lane / 8 % 2][(j + lane / 16) * 8 + lane % 8];
       Fragment f = load_transposed(tile);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {  // rows g or g + 8 of tile j or j + 1
-        const float2 pair = unpack<T>(f.r[i]);
-        const float* sums = acc[j + i / 2] + i % 2 * 2;
-        const float2(&l)[2] = line[j + i / 2];
-        f.r[i] = pack<T>(sums[0] - (l[0].x + l[0].y * pair.x), sums[1] - (l[1].x + l[1].y * pair.y));
+      for (int i = 0; i < 4; i += 2) {  // two rows, 8 apart, of tile j or j + 1
+        const int source = (j + i / 2) * 8 + 2 * t;
+        const float a[2] = {__shfl_sync(0xffffffffu, line.x, source), __shfl_sync(0xffffffffu, line.x, source + 1)};
+        const float b[2] = {__shfl_sync(0xffffffffu, line.y, source), __shfl_sync(0xffffffffu, line.y, source + 1)};
+#pragma unroll
+        for (int low = 0; low < 2; ++low) {
+          const float2 pair = unpack<T>(f.r[i + low]);
+          const float* sums = acc[j + i / 2] + low * 2;
+          f.r[i + low] = pack<T>(sums[0] - (a[0] + b[0] * pair.x), sums[1] - (a[1] + b[1] * pair.y));
+        }
       }
       store_transposed(tile, f);
     }
@@ -350,8 +346,7 @@ struct HopperBackwardBlock {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int n = i * 16 + lane / 2, column = first + lane % 2;
-      uint4 bits;
-      memcpy(&bits, x[column][n], 16);
+      const uint4 bits = *reinterpret_cast<const uint4*>(x[column][n]);
       T* to = out.dx + (step.image * in.tokens + step.n + n) * kWidth + column * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }

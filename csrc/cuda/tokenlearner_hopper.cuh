@@ -30,9 +30,9 @@ struct HopperShared {
   using Tokens = T[kWidth / 8][kHopperRows][8];
   struct Rest {
     float4 sums[4][3][128];                                // of h: for 8 tokens each, what the other three quarters have
-    T hidden[kHidden * kHiddenPitch];                      // gelu(h)^T
-    T weights[kOutputs / 8][kHopperRows / 8][8][8];        // P in tiles
-    T w2[kPadded * kWeightPitch];
+    alignas(16) T hidden[kHidden * kHiddenPitch];          // gelu(h)^T
+    alignas(16) T weights[kOutputs / 8][kHopperRows / 8][8][8];  // P in tiles
+    alignas(16) T w2[kPadded * kWeightPitch];
     float c[kHidden], e[kHidden], b2[kOutputs];
     float2 moments[4][kHopperRows];  // sums of x - shift and of its squares, of a quarter of D each
     float decay[kOutputs], inverse[kOutputs];
@@ -41,7 +41,7 @@ struct HopperShared {
   static constexpr int kFit = (kHopperShared - static_cast<int>(sizeof(Rest))) / static_cast<int>(sizeof(Tokens));
   static constexpr int kStages = kFit < 6 ? kFit : 6;
   static_assert(kStages >= 3);
-  Tokens x[kStages];
+  alignas(16) Tokens x[kStages];
   Rest rest;
 };
 
@@ -77,8 +77,7 @@ struct HopperBlock {
       for (int k = 0; k < kProducts; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          uint32_t pair;
-          memcpy(&pair, row + k * 16 + half * 8, 4);
+          const uint32_t pair = *reinterpret_cast<const uint32_t*>(row + k * 16 + half * 8);
           wg[k].r[half * 2 + i] = inside ? pair : 0;
         }
       }
@@ -121,10 +120,10 @@ struct HopperBlock {
   __device__ void moments(int stage) {
     const float offset = shift(stage, token);
     float sum = 0.f, square = 0.f;
-#pragma unroll
+#pragma unroll 2
     for (int i = 0; i < kPieces; ++i) {
-      uint32_t pairs[4];
-      memcpy(pairs, shared.x[stage][piece + 4 * i][token], 16);
+      const uint4 bits = *reinterpret_cast<const uint4*>(shared.x[stage][piece + 4 * i][token]);
+      const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 pair = unpack<T>(pairs[j]);
@@ -185,8 +184,7 @@ struct HopperBlock {
       const float c = rest.c[unit], e = rest.e[unit];
       const float low = gelu(rstd[0] * (values[i][0] - mean[0] * c) + e, in.tanh);
       const float high = gelu(rstd[1] * (values[i][1] - mean[1] * c) + e, in.tanh);
-      const uint32_t pair = pack<T>(low, high);
-      memcpy(rest.hidden + unit * Shared::kHiddenPitch + first, &pair, 4);
+      *reinterpret_cast<uint32_t*>(rest.hidden + unit * Shared::kHiddenPitch + first) = pack<T>(low, high);
     }
   }
 

@@ -17,15 +17,15 @@ template <typename T, int kChunk, int kOutputs>
 struct HopperWeightShared {
   using Tokens = T[kChunk / 8][kHopperRows][8];
   struct Stage {
-    Tokens x;
-    T g[kHidden / 8][kHopperRows][8];
-    T ds[kOutputs / 8][kHopperRows][8];
-    T dh[kHopperRows][kHidden];
+    alignas(16) Tokens x;
+    alignas(16) T g[kHidden / 8][kHopperRows][8];
+    alignas(16) T ds[kOutputs / 8][kHopperRows][8];
+    alignas(16) T dh[kHopperRows][kHidden];
   };
   static constexpr int kFit = (kHopperShared - kHidden * kHopperRows * static_cast<int>(sizeof(T))) / sizeof(Stage);
   static constexpr int kStages = kFit < 4 ? kFit : 4;
   Stage stages[kStages];
-  T q[kHidden / 8][kHopperRows][8];
+  alignas(16) T q[kHidden / 8][kHopperRows][8];
 };
 
 template <typename T, int kWidth, int kChunk, int kOutputs>
@@ -83,8 +83,8 @@ struct HopperWeightBlock {
   // q, and this thread's sums of dH, q m and dS.
   __device__ void scale(const Stage& stage, float2 stats, float (&dh_sums)[4], float (&qm_sums)[4],
                         float (&ds_sums)[kMine]) {
-    uint32_t pairs[2];
-    memcpy(pairs, stage.dh[row] + unit, 8);
+    const uint2 bits = *reinterpret_cast<const uint2*>(stage.dh[row] + unit);
+    uint32_t pairs[2] = {bits.x, bits.y};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float2 dh = unpack<T>(pairs[i]);
@@ -93,7 +93,7 @@ struct HopperWeightBlock {
       dh_sums[2 * i] += dh.x, dh_sums[2 * i + 1] += dh.y;
       qm_sums[2 * i] += q.x * stats.x, qm_sums[2 * i + 1] += q.y * stats.x;
     }
-    memcpy(shared.q[unit / 8][row] + unit % 8, pairs, 8);
+    *reinterpret_cast<uint2*>(shared.q[unit / 8][row] + unit % 8) = make_uint2(pairs[0], pairs[1]);
     if (chunk > 0) return;
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {

@@ -5,7 +5,14 @@
 
 #define JAIR_SHARED(name) unsigned char* name = ::emulator::block.shared.data()
 
+// Where the hardware would report a misaligned address.
+inline const void* aligned(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) throw std::runtime_error("misaligned address");
+  return address;
+}
+
 inline void copy16(void* to, const void* from, bool inside) {
+  aligned(to), aligned(from);
   ::emulator::self().pending.push_back({to, inside ? from : nullptr});
 }
 
@@ -31,7 +38,7 @@ inline void wait_copies() {
 }
 
 inline Fragment load_matrices_as(const void* row, bool transposed) {
-  const auto rows = ::emulator::exchange(row);
+  const auto rows = ::emulator::exchange(aligned(row));
   const int g = ::emulator::lane() / 4, t = ::emulator::lane() % 4;
   Fragment f;
   for (int i = 0; i < 4; ++i) {

@@ -7,7 +7,7 @@ struct Operand {
   int summed_step, other_step;
 
   Operand(const void* tiles, int summed_step, int other_step)
-      : tiles(static_cast<const unsigned char*>(tiles)), summed_step(summed_step), other_step(other_step) {}
+      : tiles(static_cast<const unsigned char*>(aligned(tiles))), summed_step(summed_step), other_step(other_step) {}
 
   Operand operator+(int bytes) const { return {tiles + bytes, summed_step, other_step}; }
 
@@ -20,6 +20,7 @@ struct Operand {
 };
 
 inline void store_transposed(void* row, const Fragment& f) {
+  aligned(row);
   const auto rows = ::emulator::exchange(row);
   const int g = ::emulator::lane() / 4, t = ::emulator::lane() % 4;
   for (int i = 0; i < 4; ++i) {

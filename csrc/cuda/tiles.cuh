@@ -41,6 +41,13 @@ __device__ inline void copy16(void* to, const void* from, bool inside) {
                : "memory");
 }
 
+// The same for 8 bytes.
+__device__ inline void copy8(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(shared_address(to)), "l"(from),
+               "r"(inside ? 8 : 0)
+               : "memory");
+}
+
 // This thread's copies since the last call are a group.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 

@@ -113,7 +113,9 @@ void dispatch(const Tensor& x, int64_t output_count, F&& f) {
 template <int kMost, typename F>
 bool hopper_outputs(int64_t outputs, F&& f) {
   if (outputs > kMost) return false;
-  if (outputs <= 8) return f(Constant<8>{}), true;
+  if constexpr (kMost >= 8) {
+    if (outputs <= 8) return f(Constant<8>{}), true;
+  }
   if constexpr (kMost >= 16) {
     if (outputs <= 16) return f(Constant<16>{}), true;
   }

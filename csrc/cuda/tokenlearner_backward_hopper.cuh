@@ -7,10 +7,10 @@
 //   hidden     sums of the quarters, r (h - m c) and GELU; 16 hidden units and 8 tokens a warp
 //   scores     P anew from S and what the forward kept, dS = P (dP - delta); 16 outputs and 8 tokens a warp
 //   gradient   q = r dH with dH = (dS w2) gelu'(h), and its sums along c and along h - e
-//   inputs     dx = q Wg - (q . c + xhat (q . (h - e))) / D + P dY, transposed, in the place of x; 64 columns of it a
-//              warpgroup at a time
+//   inputs     dx = q Wg - (q . c + xhat (q . (h - e))) / D + P dY, transposed, in the place of x; 16 columns of it a
+//              warp at a time
 //
-// What the quarters exchange lies where the tokens of the next step arrive once it has been read.
+// Products with Wg alone are a warpgroup's, as in the forward. What the quarters exchange lies where the tokens of the next step arrive once it has been read.
 #pragma once
 
 #include <type_traits>
@@ -64,7 +64,7 @@ template <typename T, int kWidth, int kOutputs>
 struct HopperBackwardBlock {
   using Shared = HopperBackwardShared<T, kWidth, kOutputs>;
   static constexpr int kProducts = kWidth / 64;          // of 16 columns, in a quarter of D
-  static constexpr int kBlocks = (kWidth / 64 + 3) / 4;  // of 64 columns, of a warpgroup at most
+  static constexpr int kBlocks = (kWidth / 16 + 15) / 16;  // of 16 columns, of a warp at most
   static constexpr int kOutputTiles = kOutputs / 16;
   static constexpr int kPieces = kWidth / 8 / 16;  // of a token, that a thread copies
   static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
@@ -79,14 +79,13 @@ struct HopperBackwardBlock {
   // A thread copies pieces of one token of a step: every fourth of a quarter.
   const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
 
-  // Wg in shared memory is pending until `wait_copies`; this warp's 16 hidden units and quarter of D are in registers.
-  __device__ void load_weights(Fragment (&wg)[kProducts]) {
+  // Wg is pending until `wait_copies`.
+  __device__ void load_weights() {
     for (int i = warp; i < kHidden / 8 * (kWidth / 32); i += kHopperThreads / 32) {
       const int h = i % (kHidden / 8) * 8 + lane % 8, column = i / (kHidden / 8) * 4 + lane / 8;
       const bool inside = h < in.hidden;
       copy16(shared.wg[column][h], in.wg + (inside ? h : 0) * kWidth + column * 8, inside);
     }
-    HopperBlock<T, kWidth, 8>::load_weights(in, group, part, lane, wg);
     for (int i = thread; i < kOutputs * kHidden; i += kHopperThreads) {
       const int k = i / kHidden, h = i % kHidden;
       const bool inside = k < in.outputs && h < in.hidden;
@@ -128,12 +127,17 @@ struct HopperBackwardBlock {
 
   // This warpgroup's quarter of h^T, of which it leaves to each what belongs to its 8 tokens and keeps its own, and this
   // warp's of dP^T for 8 tokens.
-  __device__ void products(int buffer, const Fragment (&wg)[kProducts], float4& own) {
+  __device__ void products(int buffer, float4& own) {
     const auto& x = shared.x[buffer];
     auto& exchange = shared.exchange_of(buffer);
     const int first = group * (kWidth / 32);
     Accumulator h[4], dp[kOutputTiles] = {};
     const Operand tokens(x[first], kTileColumn, kTile);
+    Fragment wg[kProducts];
+#pragma unroll
+    for (int k = 0; k < kProducts; ++k) {
+      wg[k] = load_matrices(shared.wg[first + 2 * k + lane / 16][part * 16 + lane % 16]);
+    }
     begin_products();
 #pragma unroll
     for (int k = 0; k < kProducts; ++k) multiply_group<T>(h, wg[k], tokens + k * 2 * kTileColumn, k > 0);
@@ -280,29 +284,46 @@ struct HopperBackwardBlock {
     }
   }
 
-  // dx of this warpgroup's columns.
+  // dx of this warp's columns.
   __device__ void inputs(const LearnerStep& step, int buffer) {
     auto& x = shared.x[buffer];
-    const Operand q(shared.gradient.q, kTileColumn, kTile), p(shared.p, kTileColumn, kTile);
-    float2 line;
+    const float2 line = line_of_lane(buffer);
+    Fragment q[4][2], p[kOutputTiles][2];  // of 8 tokens and 32 hidden units each, of 16 tokens and 16 outputs
 #pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      // All warpgroups run the same products; what one without a block makes of the first is not stored.
-      const bool mine = kWidth % 256 == 0 || (i * 4 + group) * 64 < kWidth;
-      const int block = mine ? (i * 4 + group) * 8 : 0;
-      Accumulator acc[4];
-      const Operand wg(shared.wg[block], kTile, kHidden * 8 * sizeof(T));
-      const Operand dy(shared.dy[block], kTile, kOutputs * 8 * sizeof(T));
-      begin_products();
+    for (int j = 0; j < 4; ++j) {
 #pragma unroll
-      for (int h = 0; h < kHidden / 8; h += 2) multiply_group<T>(acc, wg + h * kTile, q + h * kTileColumn, h > 0);
+      for (int h = 0; h < 2; ++h) q[j][h] = load_matrices(shared.gradient.q[h * 4 + lane / 8][j * 8 + lane % 8]);
+    }
 #pragma unroll
-      for (int k = 0; k < kOutputs / 8; k += 2) multiply_group<T>(acc, dy + k * kTile, p + k * kTileColumn, true);
-      commit_products();
-      if (i == 0) line = line_of_lane(buffer);
-      wait_products<0>();
-      if (mine) subtract(x, block + part * 2, acc, line);
-      if (mine) store(step, x, block + part * 2);
+    for (int k = 0; k < kOutputTiles; ++k) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        p[k][j] = load_matrices(shared.p[k * 2 + lane / 8 % 2][(j * 2 + lane / 16) * 8 + lane % 8]);
+      }
+    }
+#pragma unroll 1
+    for (int first = warp * 2; first < kWidth / 8; first += kHopperThreads / 16) {
+      Accumulator acc[4] = {};
+#pragma unroll
+      for (int h = 0; h < kHidden / 16; ++h) {
+        const Fragment wg = load_transposed(shared.wg[first + lane / 8 % 2][h * 16 + lane / 16 * 8 + lane % 8]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const Fragment& b = q[j][h / 2];
+          multiply_add<T>(acc[j], wg, b.r[h % 2 * 2], b.r[h % 2 * 2 + 1]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kOutputTiles; ++k) {
+        const Fragment dy = load_transposed(shared.dy[first + lane / 8 % 2][k * 16 + lane / 16 * 8 + lane % 8]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const Fragment& b = p[k][j / 2];
+          multiply_add<T>(acc[j], dy, b.r[j % 2 * 2], b.r[j % 2 * 2 + 1]);
+        }
+      }
+      subtract(x, first, acc, line);
+      store(step, x, first);
     }
   }
 
@@ -364,8 +385,7 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hoppe
   const int64_t items = in.batch * in.shares;
   LearnerStep step = LearnerStep::first(in, blockIdx.x);
   int image = -1;
-  Fragment wg[Block::kProducts];
-  block.load_weights(wg);
+  block.load_weights();
   block.load_tokens(step, 0);
   for (int buffer = 0; step.item < items; buffer ^= 1) {
     if (step.image != image) {
@@ -375,10 +395,9 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hoppe
     }
     commit_copies();
     wait_copies<0>();
-    publish();
     __syncthreads();  // the step's tokens have arrived, and nobody reads those of the step before
     float4 own;
-    block.products(buffer, wg, own);
+    block.products(buffer, own);
     __syncthreads();
     Accumulator normed, slope, dp = {};
     block.hidden(step, buffer, own, normed, slope);
@@ -389,7 +408,6 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hoppe
     if (block.has_scores()) block.scores(buffer, dp);
     __syncthreads();
     block.gradient(step, buffer, normed, slope);
-    publish();
     __syncthreads();
     block.inputs(step, buffer);
     step = next;

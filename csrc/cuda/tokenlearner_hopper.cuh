@@ -7,9 +7,9 @@
 //   products   h^T = Wg x^T, and the moments of the tokens beside it
 //   hidden     sums of the quarters, LayerNorm as r (h - m c) + e, GELU; 8 tokens a warpgroup
 //   softmax    scores and weights, 8 outputs a warp; what was pooled before is rescaled as in an online softmax
-//   pool       y^T += x^T P: every warpgroup has a quarter of the columns of all outputs in registers
+//   pool       y^T += x^T P: every warp has an equal part of the columns of all outputs in registers
 //
-// Products of step i + 1 run beside the softmax of step i, its pooling beside what is hidden of step i + 1.
+// Products of step i + 1 run beside the softmax of step i. They alone are a warpgroup's (warpgroup.cuh says why).
 #pragma once
 
 #include "cuda/tokenlearner_common.cuh"
@@ -21,7 +21,7 @@ constexpr int kHopperThreads = 512, kHopperRows = 32, kHopperShared = 227 * 1024
 
 // Outputs for which the registers of a block suffice.
 template <int kWidth>
-constexpr int kHopperOutputs = kWidth <= 512 ? 32 : kWidth <= 768 ? 16 : 8;
+constexpr int kHopperOutputs = kWidth <= 512 ? 32 : kWidth <= 768 ? 16 : 0;
 
 template <typename T, int kWidth, int kOutputs>
 struct HopperShared {
@@ -35,6 +35,7 @@ struct HopperShared {
     alignas(16) T w2[kPadded * kWeightPitch];
     float c[kHidden], e[kHidden], b2[kOutputs];
     float2 moments[4][kHopperRows];  // sums of x - shift and of its squares, of a quarter of D each
+    float2 stats[2][kHopperRows];    // mean and 1/std
     float decay[kOutputs], inverse[kOutputs];
     uint8_t keep[8][kHopperRows];
   };
@@ -50,7 +51,7 @@ struct HopperBlock {
   using Shared = HopperShared<T, kWidth, kOutputs>;
   static constexpr int kStages = Shared::kStages;
   static constexpr int kProducts = kWidth / 64;            // of 16 columns, in a quarter of D
-  static constexpr int kBlocks = (kWidth / 64 + 3) / 4;    // of 64 columns, that a warpgroup pools at most
+  static constexpr int kBlocks = (kWidth / 16 + 15) / 16;  // of 16 columns, that a warp pools at most
   static constexpr int kOutputTiles = kOutputs / 8;
   static constexpr int kPieces = kWidth / 8 / 16;          // of a token, that a thread copies
   static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
@@ -120,7 +121,7 @@ struct HopperBlock {
   __device__ void moments(int stage) {
     const float offset = shift(stage, token);
     float sum = 0.f, square = 0.f;
-#pragma unroll 2
+#pragma unroll 1
     for (int i = 0; i < kPieces; ++i) {
       const uint4 bits = *reinterpret_cast<const uint4*>(shared.x[stage][piece + 4 * i][token]);
       const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
@@ -155,7 +156,7 @@ struct HopperBlock {
   }
 
   // gelu(h) of two hidden units and two tokens a thread, and the tokens' mean and 1/std.
-  __device__ void hidden(const LearnerStep& step, int stage, float4 h, float2* stats) {
+  __device__ void hidden(int stage, float4 h, float2 (&stats)[kHopperRows]) {
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       const float4 other = rest.sums[group][i][thread % 128];
@@ -173,9 +174,8 @@ struct HopperBlock {
       }
       const float offset = sum * (1.f / kWidth);
       mean[j] = shift(stage, first + j) + offset;
-      rstd[j] = 1.f / sqrtf(fmaxf(square * (1.f / kWidth) - offset * offset, 0.f) + in.eps);
-      const int n = step.n + first + j;
-      if (part == 0 && g == 0 && n < step.end) stats[step.image * in.tokens + n] = make_float2(mean[j], rstd[j]);
+      rstd[j] = rsqrtf(fmaxf(square * (1.f / kWidth) - offset * offset, 0.f) + in.eps);
+      if (part == 0 && g == 0) stats[first + j] = make_float2(mean[j], rstd[j]);
     }
     const float values[2][2] = {{h.x, h.y}, {h.z, h.w}};
 #pragma unroll
@@ -241,56 +241,60 @@ struct HopperBlock {
       }
       top[column] = last ? -INFINITY : largest, total[column] = last ? 0.f : all;
     }
-    publish();
   }
 
-  // Begins acc = decay acc + x^T P in this warpgroup's columns.
+  // acc = decay acc + x^T P in this warp's columns.
   __device__ void pool(int stage, Accumulator (&acc)[kBlocks][kOutputTiles]) {
+    Fragment weights[kOutputTiles];
 #pragma unroll
     for (int j = 0; j < kOutputTiles; ++j) {
+      weights[j] = load_matrices(rest.weights[j][lane / 8][lane % 8]);
       const float first = rest.decay[j * 8 + 2 * t], second = rest.decay[j * 8 + 2 * t + 1];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
         acc[m][j][0] *= first, acc[m][j][1] *= second, acc[m][j][2] *= first, acc[m][j][3] *= second;
       }
     }
-    const Operand weights(rest.weights, kTile, kHopperRows / 8 * kTile);
-    begin_products();
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
-      // All warpgroups run the same products; what one without a block makes of the first is not stored.
-      const Operand x(shared.x[stage][has_block(m) ? (m * 4 + group) * 8 : 0], kTile, kTileColumn);
+      if (!has_block(m)) continue;
 #pragma unroll
-      for (int n = 0; n < kHopperRows; n += 16) {
-        multiply_group<T>(acc[m], x + n / 8 * kTile, weights + n / 8 * kTile, true);
+      for (int n = 0; n < 2; ++n) {
+        const Fragment x = load_transposed(shared.x[stage][column(m) / 8 + lane / 8 % 2][n * 16 + lane / 16 * 8 + lane % 8]);
+#pragma unroll
+        for (int j = 0; j < kOutputTiles; ++j) multiply_add<T>(acc[m][j], x, weights[j].r[2 * n], weights[j].r[2 * n + 1]);
       }
     }
-    commit_products();
   }
 
-  __device__ bool has_block(int m) const { return kWidth % 256 == 0 || (m * 4 + group) * 64 < kWidth; }
+  // The first of the m-th 16 columns that this warp pools.
+  __device__ int column(int m) const { return (m * 16 + warp) * 16; }
+  __device__ bool has_block(int m) const { return kWidth % 256 == 0 || column(m) < kWidth; }
+
+  __device__ void store_stats(const LearnerStep& step, const float2 (&stats)[kHopperRows], float2* to) const {
+    if (warp == 15 && step.n + lane < step.end) to[step.image * in.tokens + step.n + lane] = stats[lane];
+  }
 
   // The share's pooled tokens; acc is then 0 for the next.
   __device__ void store(const LearnerStep& step, Accumulator (&acc)[kBlocks][kOutputTiles], T* y, float* parts) {
 #pragma unroll
     for (int j = 0; j < kOutputTiles; ++j) {
 #pragma unroll
-      for (int column = 0; column < 2; ++column) {
-        const int k = j * 8 + 2 * t + column;
+      for (int i = 0; i < 2; ++i) {
+        const int k = j * 8 + 2 * t + i;
         const float inverse = rest.inverse[k];
-        const int64_t to = (step.item * in.outputs + k) * kWidth + part * 16 + g;
+        const int64_t to = (step.item * in.outputs + k) * kWidth + g;
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) {
-          const int block = (m * 4 + group) * 64;
 #pragma unroll
           for (int low = 0; low < 2; ++low) {
-            const float value = acc[m][j][2 * low + column] * inverse;
-            acc[m][j][2 * low + column] = 0.f;
+            const float value = acc[m][j][2 * low + i] * inverse;
+            acc[m][j][2 * low + i] = 0.f;
             if (k >= in.outputs || !has_block(m)) continue;
             if (parts) {
-              parts[to + block + low * 8] = value;
+              parts[to + column(m) + low * 8] = value;
             } else {
-              y[to + block + low * 8] = from_float<T>(value);
+              y[to + column(m) + low * 8] = from_float<T>(value);
             }
           }
         }
@@ -327,7 +331,6 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
   float4 own;
   {
     wait_copies<kStages - 2>();
-    publish();
     __syncthreads();
     Accumulator acc[4];
     block.products(0, wg, acc);
@@ -335,14 +338,13 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     wait_products<0>();
     block.exchange(acc, own);
     __syncthreads();
-    block.hidden(step, 0, own, stats);
+    block.hidden(0, own, block.rest.stats[0]);
   }
-  for (int stage = 0; step.item < items;) {
+  for (int stage = 0, parity = 0; step.item < items; parity ^= 1) {
     const LearnerStep next = step.next(in, kHopperRows);
     const int following = stage + 1 == kStages ? 0 : stage + 1;
     const bool more = next.item < items;
     wait_copies<kStages - 3>();
-    publish();
     __syncthreads();  // the next step's tokens have arrived, and nobody reads those of the step before
     if (ahead.item < items) {
       block.load_tokens(ahead, stage == 0 ? kStages - 1 : stage - 1);
@@ -350,17 +352,15 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     }
     commit_copies();
     Accumulator acc[4];
-    if (more) block.products(following, wg, acc);
+    block.products(following, wg, acc);  // of whatever lies there after the last step
     if (block.warp < Block::kOutputTiles) block.softmax(step, stage, top, total, pairs);
-    if (more) {
-      block.moments(following);
-      wait_products<0>();
-      block.exchange(acc, own);
-    }
+    block.store_stats(step, block.rest.stats[parity], stats);
+    if (more) block.moments(following);
+    wait_products<0>();
+    if (more) block.exchange(acc, own);
     __syncthreads();
     block.pool(stage, pooled);
-    if (more) block.hidden(next, following, own, stats);
-    wait_products<0>();
+    if (more) block.hidden(following, own, block.rest.stats[parity ^ 1]);
     if (step.last(kHopperRows)) block.store(step, pooled, y, parts);
     step = next, stage = following;
   }

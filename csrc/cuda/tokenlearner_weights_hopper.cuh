@@ -5,7 +5,7 @@
 //
 //   dH^T xhat = q^T x - sum q m
 //
-// so that x is an operand as it lies, and the rounding of q is the same on both sides.
+// so that x is an operand as it lies, and the rounding of q is the same on both sides. q is scaled in registers.
 #pragma once
 
 #include "cuda/tokenlearner_hopper.cuh"
@@ -20,12 +20,12 @@ struct HopperWeightShared {
     alignas(16) Tokens x;
     alignas(16) T g[kHidden / 8][kHopperRows][8];
     alignas(16) T ds[kOutputs / 8][kHopperRows][8];
-    alignas(16) T dh[kHopperRows][kHidden];
+    alignas(16) T dh[kHidden / 8][kHopperRows][8];
+    alignas(16) float2 stats[kHopperRows];  // mean and 1/std, zeros of tokens that are not kept
   };
-  static constexpr int kFit = (kHopperShared - kHidden * kHopperRows * static_cast<int>(sizeof(T))) / sizeof(Stage);
-  static constexpr int kStages = kFit < 4 ? kFit : 4;
+  static constexpr int kFit = kHopperShared / sizeof(Stage);
+  static constexpr int kStages = kFit < 5 ? kFit : 5;
   Stage stages[kStages];
-  alignas(16) T q[kHidden / 8][kHopperRows][8];
 };
 
 template <typename T, int kWidth, int kChunk, int kOutputs>
@@ -42,9 +42,9 @@ struct HopperWeightBlock {
   Shared& shared;
   const int chunk;
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
   const int group = warp / 4, part = warp % 4;
   const int token = part * 8 + lane % 8, piece = group * (kChunk / 32) + lane / 8;  // as it copies
-  const int row = thread / 16, unit = thread % 16 * 4;                              // as it scales: 4 hidden units
 
   struct Place {
     int64_t image, n;
@@ -66,7 +66,8 @@ struct HopperWeightBlock {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) copy16(stage.x[piece + 4 * i][token], from + i * 32, mine.keep);
     const int part_of_row = lane / 8 + group % 2 * 4;
-    if (group < 2) copy16(stage.dh[token] + part_of_row * 8, in.dh + at * kHidden + part_of_row * 8, mine.inside);
+    if (group < 2) copy16(stage.dh[part_of_row][token], in.dh + at * kHidden + part_of_row * 8, mine.inside);
+    if (group == 3 && lane < 8) copy8(stage.stats + token, in.stats + at, mine.keep);
     if (chunk > 0) return;
     if (group >= 2) copy16(stage.g[part_of_row][token], in.g + at * kHidden + part_of_row * 8, mine.inside);
     if (group == 0 && lane / 8 < kOutputs / 8) {
@@ -74,80 +75,76 @@ struct HopperWeightBlock {
     }
   }
 
-  // Mean and 1/std of the token that this thread scales.
-  __device__ float2 stats(int64_t first, int64_t end) const {
-    const Place mine = place(first + row, end);
-    return mine.keep ? in.stats[first + row] : make_float2(0.f, 0.f);
+  // q^T of this warp's 16 hidden units, rounded, and this lane's sums of dH and q m of two of them.
+  __device__ void scale(const Stage& stage, Fragment (&q)[2], float (&dh_sums)[2], float (&qm_sums)[2]) const {
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      q[n] = load_transposed(stage.dh[part * 2 + lane / 8 % 2][n * 16 + lane / 16 * 8 + lane % 8]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float4 stats = *reinterpret_cast<const float4*>(stage.stats + n * 16 + i / 2 * 8 + 2 * t);
+        const float2 dh = unpack<T>(q[n].r[i]);
+        q[n].r[i] = pack<T>(dh.x * stats.y, dh.y * stats.w);
+        const float2 rounded = unpack<T>(q[n].r[i]);
+        dh_sums[i % 2] += dh.x + dh.y;
+        qm_sums[i % 2] += rounded.x * stats.x + rounded.y * stats.z;
+      }
+    }
   }
 
-  // q, and this thread's sums of dH, q m and dS.
-  __device__ void scale(const Stage& stage, float2 stats, float (&dh_sums)[4], float (&qm_sums)[4],
-                        float (&ds_sums)[kMine]) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(stage.dh[row] + unit);
-    uint32_t pairs[2] = {bits.x, bits.y};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 dh = unpack<T>(pairs[i]);
-      pairs[i] = pack<T>(dh.x * stats.y, dh.y * stats.y);
-      const float2 q = unpack<T>(pairs[i]);
-      dh_sums[2 * i] += dh.x, dh_sums[2 * i + 1] += dh.y;
-      qm_sums[2 * i] += q.x * stats.x, qm_sums[2 * i + 1] += q.y * stats.x;
-    }
-    *reinterpret_cast<uint2*>(shared.q[unit / 8][row] + unit % 8) = make_uint2(pairs[0], pairs[1]);
-    if (chunk > 0) return;
+  // This thread's sums of dS.
+  __device__ void add_scores(const Stage& stage, float (&ds_sums)[kMine]) const {
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int k = thread % 16 + i * 16;
-      ds_sums[i] += to_float(stage.ds[k / 8][row][k % 8]);
+      ds_sums[i] += to_float(stage.ds[k / 8][thread / 16][k % 8]);
     }
   }
 
   // Begins acc += q^T x, and small += gelu(h)^T dS.
-  __device__ void add(const Stage& stage, Accumulator (&acc)[kTiles][4], Accumulator (&small)[kOutputs / 8]) {
-    const Operand q(shared.q, kTile, kTileColumn), g(stage.g, kTile, kTileColumn), ds(stage.ds, kTile, kTileColumn);
+  __device__ void add(const Stage& stage, const Fragment (&q)[2], Accumulator (&acc)[kTiles][4],
+                      Accumulator (&small)[kOutputs / 8]) {
+    const Operand g(stage.g, kTile, kTileColumn), ds(stage.ds, kTile, kTileColumn);
     begin_products();
 #pragma unroll
-    for (int n = 0; n < kHopperRows; n += 16) {
+    for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const Operand x(stage.x[group * (kChunk / 32) + i * 4], kTile, kTileColumn);
-        multiply_group<T, kAcross>(acc[i], q + n / 8 * kTile, x + n / 8 * kTile, true);
+        multiply_group<T, kAcross>(acc[i], q[n], x + n * 2 * kTile, true);
       }
-      if (chunk == 0) multiply_group<T, kAcross>(small, g + n / 8 * kTile, ds + n / 8 * kTile, true);
+      if (chunk == 0) multiply_group<T, kAcross>(small, g + n * 2 * kTile, ds + n * 2 * kTile, true);
     }
     commit_products();
   }
 
-  // The sum over the 32 tokens of a step of what every thread has of `column`, in the order of the tokens.
-  __device__ static float total(const float (*sums)[kHidden], int column) {
-    float sum = 0.f;
-#pragma unroll 8
-    for (int i = 0; i < kHopperRows; ++i) sum += sums[i][column];
-    return sum;
-  }
-
   __device__ void store(int64_t share, const Accumulator (&acc)[kTiles][4], const Accumulator (&small)[kOutputs / 8],
-                        const float (&dh_sums)[4], const float (&qm_sums)[4], const float (&ds_sums)[kMine]) {
-    auto sums = reinterpret_cast<float(*)[kHopperRows][kHidden]>(&shared.stages[0]);
+                        float (&dh_sums)[2], float (&qm_sums)[2], const float (&ds_sums)[kMine]) {
+    auto sums = reinterpret_cast<float(*)[kOutputs]>(&shared.stages[0]);
     __syncthreads();  // no product reads the stages any more
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[0][row][unit + i] = dh_sums[i], sums[1][row][unit + i] = qm_sums[i];
+    for (int i = 0; i < kMine; ++i) sums[thread / 16][thread % 16 + i * 16] = ds_sums[i];
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) sums[2][row][thread % 16 + i * 16] = ds_sums[i];
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int hop = 1; hop < 4; hop *= 2) {
+        dh_sums[i] += __shfl_xor_sync(0xffffffffu, dh_sums[i], hop);
+        qm_sums[i] += __shfl_xor_sync(0xffffffffu, qm_sums[i], hop);
+      }
+    }
     __syncthreads();
     float* to = in.parts + share * (in.hidden * kWidth + in.outputs * in.hidden + in.hidden + in.outputs);
-    const int first = chunk * kChunk + group * (kChunk / 4) + 2 * t();
+    const int first = chunk * kChunk + group * (kChunk / 4) + 2 * t;
 #pragma unroll
     for (int low = 0; low < 2; ++low) {
-      const int h = part * 16 + g() + low * 8;
+      const int h = part * 16 + g + low * 8;
       if (h >= in.hidden) continue;
-      const float mean = total(sums[1], h);
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          to[h * kWidth + first + i * 32 + j * 8] = acc[i][j][2 * low] - mean;
-          to[h * kWidth + first + i * 32 + j * 8 + 1] = acc[i][j][2 * low + 1] - mean;
+          to[h * kWidth + first + i * 32 + j * 8] = acc[i][j][2 * low] - qm_sums[low];
+          to[h * kWidth + first + i * 32 + j * 8 + 1] = acc[i][j][2 * low + 1] - qm_sums[low];
         }
       }
     }
@@ -157,19 +154,24 @@ struct HopperWeightBlock {
     for (int j = 0; j < kOutputs / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int k = j * 8 + 2 * t() + i % 2, h = part * 16 + g() + i / 2 * 8;
+        const int k = j * 8 + 2 * t + i % 2, h = part * 16 + g + i / 2 * 8;
         if (group == 0 && k < in.outputs && h < in.hidden) to[k * in.hidden + h] = small[j][i];
       }
     }
     to += in.outputs * in.hidden;
-    if (thread < in.hidden) to[thread] = total(sums[0], thread);
-    if (thread >= kHidden && thread - kHidden < in.outputs) {
-      to[in.hidden + thread - kHidden] = total(sums[2], thread - kHidden);
+    if (group == 0 && t == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int h = part * 16 + g + i * 8;
+        if (h < in.hidden) to[h] = dh_sums[i];
+      }
     }
+    if (thread >= in.outputs) return;
+    float sum = 0.f;
+#pragma unroll 8
+    for (int i = 0; i < kHopperRows; ++i) sum += sums[i][thread];
+    to[in.hidden + thread] = sum;
   }
-
-  __device__ int g() const { return lane / 4; }
-  __device__ int t() const { return lane % 4; }
 };
 
 // Blocks: all chunks of the first share, then of the second, ...
@@ -184,30 +186,25 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_weights_hopper(Learne
   const int64_t share = blockIdx.x / kChunks, begin = share * in.share_tokens;
   const int64_t end = begin + in.share_tokens < in.all ? begin + in.share_tokens : in.all;
   Accumulator acc[Block::kTiles][4] = {}, small[kOutputs / 8] = {};
-  float dh_sums[4] = {}, qm_sums[4] = {}, ds_sums[Block::kMine] = {};
+  float dh_sums[2] = {}, qm_sums[2] = {}, ds_sums[Block::kMine] = {};
   for (int i = 0; i < kStages - 1; ++i) {
     if (begin + i * kHopperRows < end) block.load(shared.stages[i], begin + i * kHopperRows, end);
     commit_copies();
   }
-  float2 stats = block.stats(begin, end);
   int stage = 0;
   for (int64_t first = begin; first < end; first += kHopperRows) {
     wait_copies<kStages - 2>();
-    publish();
-    wait_products<0>();
     __syncthreads();  // the tokens have arrived, and nobody reads the stage that is loaded next
     const int64_t ahead = first + (kStages - 1) * kHopperRows;
     if (ahead < end) block.load(shared.stages[stage == 0 ? kStages - 1 : stage - 1], ahead, end);
     commit_copies();
-    const float2 mine = stats;
-    stats = block.stats(first + kHopperRows, end);
-    block.scale(shared.stages[stage], mine, dh_sums, qm_sums, ds_sums);
-    publish();
-    __syncthreads();
-    block.add(shared.stages[stage], acc, small);
+    Fragment q[2];
+    block.scale(shared.stages[stage], q, dh_sums, qm_sums);
+    block.add(shared.stages[stage], q, acc, small);
+    if (block.chunk == 0) block.add_scores(shared.stages[stage], ds_sums);
+    wait_products<0>();
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-  wait_products<0>();
   block.store(share, acc, small, dh_sums, qm_sums, ds_sums);
 #endif
 }

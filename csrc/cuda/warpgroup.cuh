@@ -1,5 +1,6 @@
 // Matrix products of four warps on Hopper's tensor cores (sm_90a), which read shared memory themselves and run beside
-// the threads that have asked for them.
+// the threads that have asked for them. They may read what copy16 has brought there, once it has been waited for and
+// after a barrier; for what threads have stored they would need a fence, which waits for copies that are under way too.
 #pragma once
 
 #include "cuda/tiles.cuh"
@@ -47,9 +48,6 @@ __device__ inline void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(Pending) : "memory");
 }
 
-// What this thread has written to shared memory, products read after the next barrier.
-__device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
-
 // The reverse of load_transposed.
 __device__ inline void store_transposed(void* row, const Fragment& f) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared_address(row)),
@@ -68,23 +66,17 @@ __device__ inline void store_transposed(void* row, const Fragment& f) {
 #define JAIR_TILE(i) "+f"(acc[i][0]), "+f"(acc[i][1]), "+f"(acc[i][2]), "+f"(acc[i][3])
 
 // acc = A B, or acc += A B where `add`. A is 64x16, of which each of the four warps gives 16 rows as for
-// multiply_add; B 16x32 and kAlong. acc: for every 8 columns what multiply_add has.
-template <typename T>
+// multiply_add; B 16x32. acc: for every 8 columns what multiply_add has.
+template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[4], const Fragment& a, Operand b, bool add) {
   JAIR_PRODUCT("m64n32k16", "21", "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}",
-               "{%16, %17, %18, %19}, %20, p, 1, 1, 0",
+               "{%16, %17, %18, %19}, %20, p, 1, 1, %22",
                : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2), JAIR_TILE(3)
-               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits), "r"(static_cast<int>(add)))
+               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits), "r"(static_cast<int>(add)),
+                 "n"(static_cast<int>(kB)))
 }
 
 // The same with both in shared memory, A kAcross.
-template <typename T, Layout kB = kAlong>
-__device__ inline void multiply_group(Accumulator (&acc)[1], Operand a, Operand b, bool add) {
-  JAIR_PRODUCT("m64n8k16", "6", "{%0, %1, %2, %3}", "%4, %5, p, 1, 1, 1, %7",
-               : JAIR_TILE(0)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
-}
-
 template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[2], Operand a, Operand b, bool add) {
   JAIR_PRODUCT("m64n16k16", "10", "{%0, %1, %2, %3, %4, %5, %6, %7}", "%8, %9, p, 1, 1, 1, %11",

@@ -23,6 +23,7 @@ namespace emulator {
 struct Copy {
   void* to;
   const void* from;
+  size_t bytes;
 };
 
 struct Barrier {

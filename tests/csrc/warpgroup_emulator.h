@@ -32,7 +32,6 @@ inline void store_transposed(void* row, const Fragment& f) {
 }
 
 inline void begin_products() {}
-inline void publish() {}
 
 inline void commit_products() {
   auto& fiber = ::emulator::self();
@@ -64,13 +63,13 @@ inline void multiply_later(Accumulator (&acc)[kTiles], const Left& left, Operand
   });
 }
 
-template <typename T>
+template <typename T, Layout kB = kAlong>
 inline void multiply_group(Accumulator (&acc)[4], const Fragment& a, Operand b, bool add) {
   const auto all = ::emulator::exchange(a);
   const auto left = [all](int row, int k) {
     return element<T>(all[row % 8 * 4 + k % 8 / 2].r[row / 8 + k / 8 * 2], k % 2);
   };
-  multiply_later<T, kAlong>(acc, left, b, add);
+  multiply_later<T, kB>(acc, left, b, add);
 }
 
 template <typename T, Layout kB = kAlong, int kTiles>

@@ -97,6 +97,9 @@ __device__ inline void multiply_add(Accumulator& acc, const Fragment& a, uint32_
 
 __device__ inline float exponential(float x) { return __expf(x); }
 
+// a / b within 2 units in the last place; 0 where b exceeds 2^126.
+__device__ inline float divide(float a, float b) { return __fdividef(a, b); }
+
 #endif
 
 // Two neighbouring elements in one register.

@@ -114,13 +114,13 @@ struct HopperBackwardBlock {
 
   // Tokens that are not kept are zeros, whatever lies there.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    const bool keep = in.kept(step.image, step.n + token, step.end);
-    const T* from = in.x + step.image * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
+    const bool keep = in.kept(step.image(in), step.n + token, step.end);
+    const T* from = in.x + step.image(in) * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) copy16(shared.x[buffer][piece + 4 * i][token], from + i * 32, keep);
     if (group == 0 && lane < 8) {
       shared.keep[buffer][token] = keep;
-      const int64_t at = step.image * in.tokens + step.n + token;
+      const int64_t at = step.image(in) * in.tokens + step.n + token;
       shared.stats[buffer][token] = keep ? out.stats[at] : make_float2(0.f, 0.f);
     }
   }
@@ -176,7 +176,7 @@ struct HopperBackwardBlock {
     memcpy(static_cast<void*>(values), &pair, 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (step.n + n + i < step.end) to[(step.image * in.tokens + step.n + n + i) * kHidden + h] = values[i];
+      if (step.n + n + i < step.end) to[(step.image(in) * in.tokens + step.n + n + i) * kHidden + h] = values[i];
     }
   }
 
@@ -188,22 +188,20 @@ struct HopperBackwardBlock {
       const float4 other = exchange.h[group][i][thread % 128];
       own.x += other.x, own.y += other.y, own.z += other.z, own.w += other.w;
     }
-    const float sums[4] = {own.x, own.y, own.z, own.w};
     const int n = group * 8 + 2 * t;
     const float2 stats[2] = {shared.stats[buffer][n], shared.stats[buffer][n + 1]};
+    float values[4] = {own.x, own.y, own.z, own.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int h = part * 16 + g + i / 2 * 8;
+      normed[i] = stats[i % 2].y * (values[i] - stats[i % 2].x * shared.c[h]);
+      values[i] = normed[i] + shared.e[h];
+    }
+    gelus(values, in.tanh, slope);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int h = part * 16 + g + i * 8;
-      const float c = shared.c[h], e = shared.e[h];
-      float values[2];
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float value = stats[j].y * (sums[2 * i + j] - stats[j].x * c);
-        normed[2 * i + j] = value;
-        slope[2 * i + j] = gelu_slope(value + e, in.tanh);
-        values[j] = gelu(value + e, in.tanh);
-      }
-      const uint32_t pair = pack<T>(values[0], values[1]);
+      const uint32_t pair = pack<T>(values[2 * i], values[2 * i + 1]);
       *reinterpret_cast<uint32_t*>(shared.hidden + h * Shared::kHiddenPitch + n) = pair;
       store_hidden(out.g, step, n, h, pair);
     }
@@ -239,7 +237,8 @@ struct HopperBackwardBlock {
     for (int i = 0; i < 4; ++i) {
       const int k = m + g + i / 2 * 8, row = n + 2 * t + i % 2;
       const bool keep = shared.keep[buffer][row];
-      const float p = keep ? exponential(acc[i] + shared.b2[k] - shared.top[k]) * shared.inverse[k] : 0.f;
+      const float s = keep ? acc[i] + shared.b2[k] - shared.top[k] : -INFINITY;
+      const float p = exponential(s) * shared.inverse[k];
       shared.p[k / 8][row][k % 8] = from_float<T>(p);
       shared.ds[k / 8][row][k % 8] = from_float<T>(p * (dp[i] - shared.delta[k]));
     }
@@ -250,7 +249,7 @@ struct HopperBackwardBlock {
     if (thread < kOutputs / 8 * kHopperRows) {
       const int n = thread % kHopperRows, k = thread / kHopperRows;
       const uint4 bits = *reinterpret_cast<const uint4*>(shared.ds[k][n]);
-      T* to = out.ds + (step.image * in.tokens + step.n + n) * kOutputs + k * 8;
+      T* to = out.ds + (step.image(in) * in.tokens + step.n + n) * kOutputs + k * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }
     Accumulator acc = {};
@@ -368,7 +367,7 @@ struct HopperBackwardBlock {
     for (int i = 0; i < 2; ++i) {
       const int n = i * 16 + lane / 2, column = first + lane % 2;
       const uint4 bits = *reinterpret_cast<const uint4*>(x[column][n]);
-      T* to = out.dx + (step.image * in.tokens + step.n + n) * kWidth + column * 8;
+      T* to = out.dx + (step.image(in) * in.tokens + step.n + n) * kWidth + column * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }
   }
@@ -388,9 +387,9 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hoppe
   block.load_weights();
   block.load_tokens(step, 0);
   for (int buffer = 0; step.item < items; buffer ^= 1) {
-    if (step.image != image) {
+    if (step.image(in) != image) {
       __syncthreads();  // nobody reads dY of the image before
-      image = step.image;
+      image = step.image(in);
       block.load_image(image);
     }
     commit_copies();

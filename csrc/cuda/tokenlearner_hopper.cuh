@@ -34,8 +34,9 @@ struct HopperShared {
     alignas(16) T weights[kOutputs / 8][kHopperRows / 8][8][8];  // P in tiles
     alignas(16) T w2[kPadded * kWeightPitch];
     float c[kHidden], e[kHidden], b2[kOutputs];
-    float2 moments[4][kHopperRows];  // sums of x - shift and of its squares, of a quarter of D each
-    float2 stats[2][kHopperRows];    // mean and 1/std
+    float2 moments[4][kHopperRows];  // of a quarter of D: the mean, and the sum of squares of what lies around it
+    float2 stats[kHopperRows];       // mean and 1/std
+    float top[kOutputs], total[kOutputs];  // of the share so far: the largest score, and the sum below it
     float decay[kOutputs], inverse[kOutputs];
     uint8_t keep[8][kHopperRows];
   };
@@ -63,12 +64,11 @@ struct HopperBlock {
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
   const int group = warp / 4, part = warp % 4;  // of this warp's warpgroup
-  // A thread copies and measures pieces of one token of a step: every fourth of a quarter.
+  // A thread copies pieces of one token of a step: every fourth of a quarter.
   const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
 
-  // A warp's 16 hidden units and its warpgroup's quarter of D.
-  __device__ static void load_weights(const Learner<T>& in, int group, int part, int lane, Fragment (&wg)[kProducts]) {
-    const int g = lane / 4, t = lane % 4;
+  // This warp's 16 hidden units and its warpgroup's quarter of D.
+  __device__ void load_weights(Fragment (&wg)[kProducts]) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int h = part * 16 + g + i * 8;
@@ -95,13 +95,16 @@ struct HopperBlock {
       rest.c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
       rest.e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
     }
-    if (thread < kOutputs) rest.b2[thread] = in.bias(thread);
+    if (thread < kOutputs) {
+      rest.b2[thread] = in.bias(thread);
+      rest.top[thread] = -INFINITY, rest.total[thread] = 0.f;
+    }
   }
 
   // Tokens that are not kept are zeros, whatever lies there.
   __device__ void load_tokens(const LearnerStep& step, int stage) {
-    const bool keep = in.kept(step.image, step.n + token, step.end);
-    const T* from = in.x + step.image * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
+    const bool keep = in.kept(step.image(in), step.n + token, step.end);
+    const T* from = in.x + step.image(in) * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) copy16(shared.x[stage][piece + 4 * i][token], from + i * 32, keep);
     if (group == 0 && lane < 8) rest.keep[stage][token] = keep;
@@ -116,10 +119,33 @@ struct HopperBlock {
     commit_products();
   }
 
-  __device__ float shift(int stage, int row) const { return to_float(shared.x[stage][0][row][0]); }
-
+  // Moments of 8 tokens in a quarter of D, whose sums of x and x^2 tensor cores find: with eight rows of ones below the
+  // tokens as A and the tokens as B, products have squares on the diagonal and sums below.
   __device__ void moments(int stage) {
-    const float offset = shift(stage, token);
+    constexpr float kShare = 4.f / kWidth;
+    const uint32_t ones = pack<T>(1.f, 1.f);
+    Accumulator acc[2] = {};
+#pragma unroll
+    for (int k = 0; k < kProducts; k += 2) {
+      const Fragment x = load_matrices(shared.x[stage][group * (kWidth / 32) + 2 * k + lane / 8][part * 8 + lane % 8]);
+      multiply_add<T>(acc[0], Fragment{{x.r[0], ones, x.r[1], ones}}, x.r[0], x.r[1]);
+      multiply_add<T>(acc[1], Fragment{{x.r[2], ones, x.r[3], ones}}, x.r[2], x.r[3]);
+    }
+    const bool mine = g / 2 == t;  // this lane has token g's
+    const float square = g % 2 ? acc[0][1] + acc[1][1] : acc[0][0] + acc[1][0];
+    const float sum = g % 2 ? acc[0][3] + acc[1][3] : acc[0][2] + acc[1][2];
+    const float mean = sum * kShare, around = square - sum * mean;
+    // Where the mean is 8 times what lies around it or more, that is found by itself.
+    if (__any_sync(0xffffffffu, mine && !(around >= square * 0.015625f))) {
+      moments_around(stage, __shfl_sync(0xffffffffu, mean, lane % 8 * 4 + lane % 8 / 2));
+    } else if (mine) {
+      rest.moments[group][part * 8 + g] = make_float2(mean, around);
+    }
+  }
+
+  // The same around a mean of the token that this thread copies.
+  __device__ void moments_around(int stage, float mean) {
+    constexpr float kShare = 4.f / kWidth;
     float sum = 0.f, square = 0.f;
 #pragma unroll 1
     for (int i = 0; i < kPieces; ++i) {
@@ -128,10 +154,9 @@ struct HopperBlock {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 pair = unpack<T>(pairs[j]);
-        const float low = pair.x - offset, high = pair.y - offset;
+        const float low = pair.x - mean, high = pair.y - mean;
         sum += low + high;
-        square += low * low;
-        square += high * high;
+        square += low * low + high * high;
       }
     }
 #pragma unroll
@@ -139,7 +164,8 @@ struct HopperBlock {
       sum += __shfl_xor_sync(0xffffffffu, sum, hop);
       square += __shfl_xor_sync(0xffffffffu, square, hop);
     }
-    if (lane < 8) rest.moments[group][token] = make_float2(sum, square);
+    const float off = sum * kShare;
+    if (lane < 8) rest.moments[group][token] = make_float2(mean + off, square - sum * off);
   }
 
   // Leaves to each warpgroup this one's part of its 8 tokens, and keeps its own.
@@ -156,7 +182,7 @@ struct HopperBlock {
   }
 
   // gelu(h) of two hidden units and two tokens a thread, and the tokens' mean and 1/std.
-  __device__ void hidden(int stage, float4 h, float2 (&stats)[kHopperRows]) {
+  __device__ void hidden(float4 h) {
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
       const float4 other = rest.sums[group][i][thread % 128];
@@ -166,25 +192,30 @@ struct HopperBlock {
     float mean[2], rstd[2];
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      float sum = 0.f, square = 0.f;
+      float2 quarters[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) quarters[i] = rest.moments[i][first + j];
+      mean[j] = 0.25f * (quarters[0].x + quarters[1].x + (quarters[2].x + quarters[3].x));
+      float around = 0.f, between = 0.f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 quarter = rest.moments[i][first + j];
-        sum += quarter.x, square += quarter.y;
+        around += quarters[i].y;
+        between += (quarters[i].x - mean[j]) * (quarters[i].x - mean[j]);
       }
-      const float offset = sum * (1.f / kWidth);
-      mean[j] = shift(stage, first + j) + offset;
-      rstd[j] = rsqrtf(fmaxf(square * (1.f / kWidth) - offset * offset, 0.f) + in.eps);
-      if (part == 0 && g == 0) stats[first + j] = make_float2(mean[j], rstd[j]);
+      rstd[j] = rsqrtf(around * (1.f / kWidth) + 0.25f * between + in.eps);
+      if (thread % 128 < 4) rest.stats[first + j] = make_float2(mean[j], rstd[j]);
     }
-    const float values[2][2] = {{h.x, h.y}, {h.z, h.w}};
+    float values[4] = {h.x, h.y, h.z, h.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int unit = part * 16 + g + i / 2 * 8;
+      values[i] = rstd[i % 2] * (values[i] - mean[i % 2] * rest.c[unit]) + rest.e[unit];
+    }
+    gelus(values, in.tanh);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int unit = part * 16 + g + i * 8;
-      const float c = rest.c[unit], e = rest.e[unit];
-      const float low = gelu(rstd[0] * (values[i][0] - mean[0] * c) + e, in.tanh);
-      const float high = gelu(rstd[1] * (values[i][1] - mean[1] * c) + e, in.tanh);
-      *reinterpret_cast<uint32_t*>(rest.hidden + unit * Shared::kHiddenPitch + first) = pack<T>(low, high);
+      T* to = rest.hidden + (part * 16 + g + i * 8) * Shared::kHiddenPitch + first;
+      *reinterpret_cast<uint32_t*>(to) = pack<T>(values[2 * i], values[2 * i + 1]);
     }
   }
 
@@ -205,9 +236,8 @@ struct HopperBlock {
     }
   }
 
-  // The weights of 8 outputs below the largest score so far, and what earlier sums are to be scaled by. A lane keeps
-  // the largest score and the sum of two of them.
-  __device__ void softmax(const LearnerStep& step, int stage, float (&top)[2], float (&total)[2], float2* pairs) {
+  // The weights of 8 outputs below the largest score so far, and what earlier sums are to be scaled by.
+  __device__ void softmax(const LearnerStep& step, int stage, float2* pairs) {
     Accumulator acc[2];
     scores(acc);
     bool keep[4];
@@ -223,23 +253,28 @@ struct HopperBlock {
         s[i] = acc[i / 2][i % 2 * 2 + column] + rest.b2[k];
         if (keep[i]) largest = fmaxf(largest, s[i]);
       }
-      largest = fmaxf(top[column], column_max(largest));
+      const float top = rest.top[k];
+      largest = fmaxf(top, column_max(largest));
       const float base = largest == -INFINITY ? 0.f : largest;
       float sum = 0.f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float p = keep[i] ? exponential(s[i] - base) : 0.f;
+        const float p = exponential(keep[i] ? s[i] - base : -INFINITY);
         sum += p;
         rest.weights[warp][i][2 * t + column][g] = from_float<T>(p);
       }
-      const float decay = exponential(top[column] - base);
-      const float all = total[column] * decay + column_sum(sum), inverse = all == 0.f ? 0.f : 1.f / all;
+      const float decay = exponential(top - base);
+      const float all = rest.total[k] * decay + column_sum(sum);
+      __syncwarp();  // all lanes have read what the first of a column writes
       if (g == 0) {
-        rest.decay[k] = decay, rest.inverse[k] = inverse;
-        if (last && k < in.outputs)
-          pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+        rest.decay[k] = decay;
+        rest.top[k] = last ? -INFINITY : largest, rest.total[k] = last ? 0.f : all;
+        if (last) {
+          const float inverse = all == 0.f ? 0.f : 1.f / all;
+          rest.inverse[k] = inverse;
+          if (k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
+        }
       }
-      top[column] = last ? -INFINITY : largest, total[column] = last ? 0.f : all;
     }
   }
 
@@ -248,13 +283,14 @@ struct HopperBlock {
     Fragment weights[kOutputTiles];
 #pragma unroll
     for (int j = 0; j < kOutputTiles; ++j) {
-      weights[j] = load_matrices(rest.weights[j][lane / 8][lane % 8]);
       const float first = rest.decay[j * 8 + 2 * t], second = rest.decay[j * 8 + 2 * t + 1];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) {
         acc[m][j][0] *= first, acc[m][j][1] *= second, acc[m][j][2] *= first, acc[m][j][3] *= second;
       }
     }
+#pragma unroll
+    for (int j = 0; j < kOutputTiles; ++j) weights[j] = load_matrices(rest.weights[j][lane / 8][lane % 8]);
 #pragma unroll
     for (int m = 0; m < kBlocks; ++m) {
       if (!has_block(m)) continue;
@@ -271,8 +307,8 @@ struct HopperBlock {
   __device__ int column(int m) const { return (m * 16 + warp) * 16; }
   __device__ bool has_block(int m) const { return kWidth % 256 == 0 || column(m) < kWidth; }
 
-  __device__ void store_stats(const LearnerStep& step, const float2 (&stats)[kHopperRows], float2* to) const {
-    if (warp == 15 && step.n + lane < step.end) to[step.image * in.tokens + step.n + lane] = stats[lane];
+  __device__ void store_stats(const LearnerStep& step, float2* to) const {
+    if (warp == 15 && step.n + lane < step.end) to[step.image(in) * in.tokens + step.n + lane] = rest.stats[lane];
   }
 
   // The share's pooled tokens; acc is then 0 for the next.
@@ -324,10 +360,9 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     commit_copies();
   }
   Fragment wg[Block::kProducts];
-  Block::load_weights(in, block.group, block.part, block.lane, wg);
+  block.load_weights(wg);
   block.load_rest();
   Accumulator pooled[Block::kBlocks][Block::kOutputTiles] = {};
-  float top[2] = {-INFINITY, -INFINITY}, total[2] = {};
   float4 own;
   {
     wait_copies<kStages - 2>();
@@ -338,9 +373,9 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     wait_products<0>();
     block.exchange(acc, own);
     __syncthreads();
-    block.hidden(0, own, block.rest.stats[0]);
+    block.hidden(own);
   }
-  for (int stage = 0, parity = 0; step.item < items; parity ^= 1) {
+  for (int stage = 0; step.item < items;) {
     const LearnerStep next = step.next(in, kHopperRows);
     const int following = stage + 1 == kStages ? 0 : stage + 1;
     const bool more = next.item < items;
@@ -353,14 +388,14 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     commit_copies();
     Accumulator acc[4];
     block.products(following, wg, acc);  // of whatever lies there after the last step
-    if (block.warp < Block::kOutputTiles) block.softmax(step, stage, top, total, pairs);
-    block.store_stats(step, block.rest.stats[parity], stats);
+    if (block.warp < Block::kOutputTiles) block.softmax(step, stage, pairs);
+    block.store_stats(step, stats);
     if (more) block.moments(following);
     wait_products<0>();
     if (more) block.exchange(acc, own);
     __syncthreads();
     block.pool(stage, pooled);
-    if (more) block.hidden(following, own, block.rest.stats[parity ^ 1]);
+    if (more) block.hidden(own);
     if (step.last(kHopperRows)) block.store(step, pooled, y, parts);
     step = next, stage = following;
   }

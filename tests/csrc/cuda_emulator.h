@@ -86,4 +86,5 @@ inline void multiply_add(Accumulator& acc, const Fragment& a, uint32_t b0, uint3
 }
 
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
+inline float divide(float a, float b) { return a / b; }
 inline float exponential(float x) { return std::exp(x); }

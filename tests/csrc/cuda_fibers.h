@@ -139,6 +139,11 @@ V __shfl_xor_sync(unsigned, V value, int mask) {
   return emulator::exchange(value)[emulator::lane() ^ mask];
 }
 
+inline bool __any_sync(unsigned, bool value) {
+  for (bool other : emulator::exchange(value)) value |= other;
+  return value;
+}
+
 template <typename V>
 V __shfl_sync(unsigned, V value, int source) {
   return emulator::exchange(value)[source];

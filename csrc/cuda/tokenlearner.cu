@@ -3,7 +3,7 @@
 #include "cuda/tokenlearner_backward.cuh"
 #include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
-#include "cuda/tokenlearner_hopper.cuh"
+#include "cuda/tokenlearner_forward_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 #include "cuda/tokenlearner_weights_hopper.cuh"
 
@@ -144,8 +144,9 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
     };
     constexpr int kWidth = width.value, kRows = kWidth <= 768 ? 32 : 16;
     const bool done = on_hopper(x) && hopper_outputs<kHopperOutputs<kWidth>>(call.outputs(), [&](auto fewest) {
-      run(&learn_tokens_hopper<T, kWidth, fewest.value>, sizeof(HopperShared<T, kWidth, fewest.value>), kHopperThreads);
-    });
+                        run(&learn_tokens_hopper<T, kWidth, fewest.value>,
+                            sizeof(HopperForwardShared<T, kWidth, fewest.value>), kHopperThreads);
+                      });
     if (done) return;
     run(&learn_tokens<T, kWidth, kRows, outputs.value>, sizeof(LearnerShared<T, kWidth, kRows, outputs.value>),
         32 * kLearnerWarps<kWidth>);

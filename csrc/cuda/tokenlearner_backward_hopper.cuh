@@ -1,7 +1,7 @@
 // fused_tokenlearner's backward as far as tokens go (tokenlearner_backward.cuh), for Hopper. x is read once, dx written
 // once.
 //
-// A block of four warpgroups takes the tokens of its share 32 at a time, in tiles of 8x8 elements. Of each step
+// Of each step of a block (tokenlearner_hopper.cuh)
 //
 //   products   h^T = Wg x^T and dP^T = dY x^T: a quarter of D a warpgroup
 //   hidden     sums of the quarters, r (h - m c) and GELU; 16 hidden units and 8 tokens a warp
@@ -10,7 +10,8 @@
 //   inputs     dx = q Wg - (q . c + xhat (q . (h - e))) / D + P dY, transposed, in the place of x; 16 columns of it a
 //              warp at a time
 //
-// Products with Wg alone are a warpgroup's, as in the forward. What the quarters exchange lies where the tokens of the next step arrive once it has been read.
+// Products with Wg alone are a warpgroup's, as in the forward. What the quarters exchange lies where the tokens of the
+// next step arrive once it has been read.
 #pragma once
 
 #include <type_traits>
@@ -22,10 +23,9 @@ namespace jair::cuda {
 
 template <typename T, int kWidth, int kOutputs>
 struct HopperBackwardShared {
-  static constexpr int kHiddenPitch = kHopperRows + 8, kWeightPitch = kHidden + 8;
-  using Tokens = T[kWidth / 8][kHopperRows][8];
+  using Tokens = HopperTokens<T, kWidth>;
   struct Exchange {
-    float4 h[4][3][128];                // for 8 tokens each, what the other three quarters have
+    HopperSums h;
     float4 dp[4][kOutputs / 16][4][32];  // of every quarter
   };
   struct Gradient {
@@ -40,13 +40,12 @@ struct HopperBackwardShared {
   alignas(16) Tokens x[2];
   std::conditional_t<kInPlace, None, Exchange> exchange;
   union {
-    alignas(16) T hidden[kHidden * kHiddenPitch];  // gelu(h)^T, dead once there are scores
+    alignas(16) HopperHidden<T> hidden;  // dead once there are scores
     Gradient gradient;
   };
   alignas(16) T p[kOutputs / 8][kHopperRows][8];
   alignas(16) T ds[kOutputs / 8][kHopperRows][8];
-  alignas(16) T w2[kOutputs * kWeightPitch];
-  float c[kHidden], e[kHidden], b2[kOutputs];
+  HopperWeights<T, kOutputs> fixed;
   float top[kOutputs], inverse[kOutputs], delta[kOutputs];
   float2 stats[2][kHopperRows];  // zeros of rows that are not kept
   uint8_t keep[2][kHopperRows];
@@ -61,23 +60,16 @@ struct HopperBackwardShared {
 };
 
 template <typename T, int kWidth, int kOutputs>
-struct HopperBackwardBlock {
+struct HopperBackwardBlock : HopperBlock<T, kWidth> {
+  using Base = HopperBlock<T, kWidth>;
+  using Base::in, Base::thread, Base::warp, Base::lane, Base::g, Base::t, Base::group, Base::part;
+  using Base::kProducts, Base::token, Base::transposed, Base::unit, Base::first_token;
   using Shared = HopperBackwardShared<T, kWidth, kOutputs>;
-  static constexpr int kProducts = kWidth / 64;          // of 16 columns, in a quarter of D
-  static constexpr int kBlocks = (kWidth / 16 + 15) / 16;  // of 16 columns, of a warp at most
   static constexpr int kOutputTiles = kOutputs / 16;
-  static constexpr int kPieces = kWidth / 8 / 16;  // of a token, that a thread copies
-  static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
-  static_assert(kWidth % 128 == 0 && kOutputs % 16 == 0);
+  static_assert(kOutputs % 16 == 0);
 
-  const Learner<T>& in;
   const LearnerGradients<T>& out;
   Shared& shared;
-  const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
-  const int group = warp / 4, part = warp % 4;  // of this warp's warpgroup
-  // A thread copies pieces of one token of a step: every fourth of a quarter.
-  const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
 
   // Wg is pending until `wait_copies`.
   __device__ void load_weights() {
@@ -86,16 +78,7 @@ struct HopperBackwardBlock {
       const bool inside = h < in.hidden;
       copy16(shared.wg[column][h], in.wg + (inside ? h : 0) * kWidth + column * 8, inside);
     }
-    for (int i = thread; i < kOutputs * kHidden; i += kHopperThreads) {
-      const int k = i / kHidden, h = i % kHidden;
-      const bool inside = k < in.outputs && h < in.hidden;
-      shared.w2[k * Shared::kWeightPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
-    }
-    if (thread < kHidden) {
-      shared.c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
-      shared.e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
-    }
-    if (thread < kOutputs) shared.b2[thread] = in.bias(thread);
+    shared.fixed.load(in);
   }
 
   __device__ void load_image(int64_t image) {
@@ -112,36 +95,31 @@ struct HopperBackwardBlock {
     }
   }
 
-  // Tokens that are not kept are zeros, whatever lies there.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    const bool keep = in.kept(step.image(in), step.n + token, step.end);
-    const T* from = in.x + step.image(in) * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) copy16(shared.x[buffer][piece + 4 * i][token], from + i * 32, keep);
+    const bool keep = this->copy_tokens(step, shared.x[buffer]);
     if (group == 0 && lane < 8) {
       shared.keep[buffer][token] = keep;
-      const int64_t at = step.image(in) * in.tokens + step.n + token;
+      const int64_t at = row_of(step, token);
       shared.stats[buffer][token] = keep ? out.stats[at] : make_float2(0.f, 0.f);
     }
   }
 
-  // This warpgroup's quarter of h^T, of which it leaves to each what belongs to its 8 tokens and keeps its own, and this
-  // warp's of dP^T for 8 tokens.
+  // Of all tokens, the n-th of a step.
+  __device__ int64_t row_of(const LearnerStep& step, int n) const { return step.image(in) * in.tokens + step.n + n; }
+
+  // This warpgroup's quarter of h^T, of which it leaves to each what belongs to its 8 tokens and keeps its own, and
+  // this warp's of dP^T for 8 tokens.
   __device__ void products(int buffer, float4& own) {
     const auto& x = shared.x[buffer];
     auto& exchange = shared.exchange_of(buffer);
     const int first = group * (kWidth / 32);
     Accumulator h[4], dp[kOutputTiles] = {};
-    const Operand tokens(x[first], kTileColumn, kTile);
     Fragment wg[kProducts];
 #pragma unroll
     for (int k = 0; k < kProducts; ++k) {
       wg[k] = load_matrices(shared.wg[first + 2 * k + lane / 16][part * 16 + lane % 16]);
     }
-    begin_products();
-#pragma unroll
-    for (int k = 0; k < kProducts; ++k) multiply_group<T>(h, wg[k], tokens + k * 2 * kTileColumn, k > 0);
-    commit_products();
+    this->begin_hidden(x, wg, h);
 #pragma unroll
     for (int k = 0; k < kProducts; k += 2) {
       const Fragment b = load_matrices(x[first + 2 * k + lane / 8][part * 8 + lane % 8]);
@@ -159,15 +137,7 @@ struct HopperBackwardBlock {
       exchange.dp[group][m][part][lane] = make_float4(dp[m][0], dp[m][1], dp[m][2], dp[m][3]);
     }
     wait_products<0>();
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float4 sum = make_float4(h[j][0], h[j][1], h[j][2], h[j][3]);
-      if (j == group) {
-        own = sum;
-      } else {
-        exchange.h[j][group < j ? group : group - 1][thread % 128] = sum;
-      }
-    }
+    this->exchange(h, exchange.h, own);
   }
 
   // Two neighbouring tokens of one hidden unit.
@@ -176,33 +146,28 @@ struct HopperBackwardBlock {
     memcpy(static_cast<void*>(values), &pair, 4);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      if (step.n + n + i < step.end) to[(step.image(in) * in.tokens + step.n + n + i) * kHidden + h] = values[i];
+      if (step.n + n + i < step.end) to[row_of(step, n + i) * kHidden + h] = values[i];
     }
   }
 
   // Of two hidden units and two tokens: h - e into `normed`, gelu'(h) into `slope`, gelu(h) to memory.
   __device__ void hidden(const LearnerStep& step, int buffer, float4 own, Accumulator& normed, Accumulator& slope) {
-    auto& exchange = shared.exchange_of(buffer);
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      const float4 other = exchange.h[group][i][thread % 128];
-      own.x += other.x, own.y += other.y, own.z += other.z, own.w += other.w;
-    }
-    const int n = group * 8 + 2 * t;
+    float values[4];
+    this->add_quarters(shared.exchange_of(buffer).h, own, values);
+    const int n = first_token();
     const float2 stats[2] = {shared.stats[buffer][n], shared.stats[buffer][n + 1]};
-    float values[4] = {own.x, own.y, own.z, own.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int h = part * 16 + g + i / 2 * 8;
-      normed[i] = stats[i % 2].y * (values[i] - stats[i % 2].x * shared.c[h]);
-      values[i] = normed[i] + shared.e[h];
+      const int h = unit(i / 2);
+      normed[i] = stats[i % 2].y * (values[i] - stats[i % 2].x * shared.fixed.c[h]);
+      values[i] = normed[i] + shared.fixed.e[h];
     }
     gelus(values, in.tanh, slope);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int h = part * 16 + g + i * 8;
+      const int h = unit(i);
       const uint32_t pair = pack<T>(values[2 * i], values[2 * i + 1]);
-      *reinterpret_cast<uint32_t*>(shared.hidden + h * Shared::kHiddenPitch + n) = pair;
+      *reinterpret_cast<uint32_t*>(shared.hidden + h * kHopperHiddenPitch + n) = pair;
       store_hidden(out.g, step, n, h, pair);
     }
   }
@@ -226,10 +191,10 @@ struct HopperBackwardBlock {
     Accumulator acc = {};
 #pragma unroll
     for (int h = 0; h < kHidden; h += 32) {
-      const Fragment b = load_transposed(shared.hidden + (h + lane) * Shared::kHiddenPitch + n);
+      const Fragment b = load_transposed(shared.hidden + (h + lane) * kHopperHiddenPitch + n);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const T* w2 = shared.w2 + (m + tile_row(lane)) * Shared::kWeightPitch + h + i * 16 + tile_column(lane);
+        const T* w2 = shared.fixed.w2 + (m + tile_row(lane)) * shared.fixed.kPitch + h + i * 16 + tile_column(lane);
         multiply_add<T>(acc, load_matrices(w2), b.r[2 * i], b.r[2 * i + 1]);
       }
     }
@@ -237,7 +202,7 @@ struct HopperBackwardBlock {
     for (int i = 0; i < 4; ++i) {
       const int k = m + g + i / 2 * 8, row = n + 2 * t + i % 2;
       const bool keep = shared.keep[buffer][row];
-      const float s = keep ? acc[i] + shared.b2[k] - shared.top[k] : -INFINITY;
+      const float s = keep ? acc[i] + shared.fixed.b2[k] - shared.top[k] : -INFINITY;
       const float p = exponential(s) * shared.inverse[k];
       shared.p[k / 8][row][k % 8] = from_float<T>(p);
       shared.ds[k / 8][row][k % 8] = from_float<T>(p * (dp[i] - shared.delta[k]));
@@ -249,24 +214,24 @@ struct HopperBackwardBlock {
     if (thread < kOutputs / 8 * kHopperRows) {
       const int n = thread % kHopperRows, k = thread / kHopperRows;
       const uint4 bits = *reinterpret_cast<const uint4*>(shared.ds[k][n]);
-      T* to = out.ds + (step.image(in) * in.tokens + step.n + n) * kOutputs + k * 8;
+      T* to = out.ds + row_of(step, n) * kOutputs + k * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }
     Accumulator acc = {};
 #pragma unroll
     for (int k = 0; k < kOutputTiles; ++k) {
-      const T* w2 = shared.w2 + (k * 16 + lane / 16 * 8 + lane % 8) * Shared::kWeightPitch + part * 16;
+      const T* w2 = shared.fixed.w2 + (k * 16 + lane / 16 * 8 + lane % 8) * shared.fixed.kPitch + part * 16;
       const Fragment a = load_transposed(w2 + lane / 8 % 2 * 8);
       const Fragment b = load_matrices(shared.ds[k * 2 + lane / 8 % 2][group * 8 + lane % 8]);
       multiply_add<T>(acc, a, b.r[0], b.r[1]);
     }
-    const int n = group * 8 + 2 * t;
+    const int n = first_token();
     const float r[2] = {shared.stats[buffer][n].y, shared.stats[buffer][n + 1].y};
     float2 along[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int h = part * 16 + g + i * 8;
-      const float c = shared.c[h];
+      const int h = unit(i);
+      const float c = shared.fixed.c[h];
       const float dh[2] = {acc[2 * i] * slope[2 * i], acc[2 * i + 1] * slope[2 * i + 1]};
       store_hidden(out.dh, step, n, h, pack<T>(dh[0], dh[1]));
 #pragma unroll
@@ -305,7 +270,7 @@ struct HopperBackwardBlock {
       Accumulator acc[4] = {};
 #pragma unroll
       for (int h = 0; h < kHidden / 16; ++h) {
-        const Fragment wg = load_transposed(shared.wg[first + lane / 8 % 2][h * 16 + lane / 16 * 8 + lane % 8]);
+        const Fragment wg = load_transposed(transposed(shared.wg, first, h * 16));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const Fragment& b = q[j][h / 2];
@@ -314,7 +279,7 @@ struct HopperBackwardBlock {
       }
 #pragma unroll
       for (int k = 0; k < kOutputTiles; ++k) {
-        const Fragment dy = load_transposed(shared.dy[first + lane / 8 % 2][k * 16 + lane / 16 * 8 + lane % 8]);
+        const Fragment dy = load_transposed(transposed(shared.dy, first, k * 16));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const Fragment& b = p[k][j / 2];
@@ -367,7 +332,7 @@ struct HopperBackwardBlock {
     for (int i = 0; i < 2; ++i) {
       const int n = i * 16 + lane / 2, column = first + lane % 2;
       const uint4 bits = *reinterpret_cast<const uint4*>(x[column][n]);
-      T* to = out.dx + (step.image(in) * in.tokens + step.n + n) * kWidth + column * 8;
+      T* to = out.dx + row_of(step, n) * kWidth + column * 8;
       if (step.n + n < step.end) *reinterpret_cast<uint4*>(to) = bits;
     }
   }
@@ -380,7 +345,7 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_backward_hoppe
 #ifdef JAIR_WARPGROUPS
   using Block = HopperBackwardBlock<T, kWidth, kOutputs>;
   JAIR_SHARED(memory);
-  Block block{in, out, *reinterpret_cast<typename Block::Shared*>(memory)};
+  Block block{{in}, out, *reinterpret_cast<typename Block::Shared*>(memory)};
   const int64_t items = in.batch * in.shares;
   LearnerStep step = LearnerStep::first(in, blockIdx.x);
   int image = -1;

@@ -1,15 +1,8 @@
-// fused_tokenlearner's forward for Hopper: one pass over x, for 16-bit elements.
+// What the passes of fused_tokenlearner over x share on Hopper, for 16-bit elements.
 //
-// A block of four warpgroups keeps the folded weights Wg [64,D] in registers, a quarter of D each, and takes the tokens
-// of its share of an image 32 at a time. Tokens lie in shared memory in tiles of 8x8 elements, in which they are an
-// operand of both products. Of step i, with the tokens of later steps arriving meanwhile,
-//
-//   products   h^T = Wg x^T, and the moments of the tokens beside it
-//   hidden     sums of the quarters, LayerNorm as r (h - m c) + e, GELU; 8 tokens a warpgroup
-//   softmax    scores and weights, 8 outputs a warp; what was pooled before is rescaled as in an online softmax
-//   pool       y^T += x^T P: every warp has an equal part of the columns of all outputs in registers
-//
-// Products of step i + 1 run beside the softmax of step i. They alone are a warpgroup's (warpgroup.cuh says why).
+// A block of four warpgroups takes the tokens of its share of an image 32 at a time. They lie in shared memory in tiles
+// of 8x8 elements, as which they are an operand of every product. Of h^T = Wg x^T a warpgroup has a quarter of D, and
+// of the sums of the quarters 8 tokens, a warp of those 16 hidden units.
 #pragma once
 
 #include "cuda/tokenlearner_common.cuh"
@@ -19,387 +12,107 @@ namespace jair::cuda {
 
 constexpr int kHopperThreads = 512, kHopperRows = 32, kHopperShared = 227 * 1024;
 
-// Outputs for which the registers of a block suffice.
-template <int kWidth>
-constexpr int kHopperOutputs = kWidth <= 512 ? 32 : kWidth <= 768 ? 16 : 0;
+// Tokens in rows of 16 bytes: columns of 8 elements, tokens.
+template <typename T, int kWidth>
+using HopperTokens = T[kWidth / 8][kHopperRows][8];
 
-template <typename T, int kWidth, int kOutputs>
-struct HopperShared {
-  static constexpr int kHiddenPitch = kHopperRows + 8, kWeightPitch = kHidden + 8;
-  static constexpr int kPadded = kOutputs < 16 ? 16 : kOutputs;
-  using Tokens = T[kWidth / 8][kHopperRows][8];
-  struct Rest {
-    float4 sums[4][3][128];                                // of h: for 8 tokens each, what the other three quarters have
-    alignas(16) T hidden[kHidden * kHiddenPitch];          // gelu(h)^T
-    alignas(16) T weights[kOutputs / 8][kHopperRows / 8][8][8];  // P in tiles
-    alignas(16) T w2[kPadded * kWeightPitch];
-    float c[kHidden], e[kHidden], b2[kOutputs];
-    float2 moments[4][kHopperRows];  // of a quarter of D: the mean, and the sum of squares of what lies around it
-    float2 stats[kHopperRows];       // mean and 1/std
-    float top[kOutputs], total[kOutputs];  // of the share so far: the largest score, and the sum below it
-    float decay[kOutputs], inverse[kOutputs];
-    uint8_t keep[8][kHopperRows];
-  };
-  static constexpr int kFit = (kHopperShared - static_cast<int>(sizeof(Rest))) / static_cast<int>(sizeof(Tokens));
-  static constexpr int kStages = kFit < 6 ? kFit : 6;
-  static_assert(kStages >= 3);
-  alignas(16) Tokens x[kStages];
-  Rest rest;
+// For 8 tokens each, what the other three quarters have.
+using HopperSums = float4[4][3][128];
+
+// gelu(h)^T with rows longer than their contents, so that 8 of them lie in different banks.
+constexpr int kHopperHiddenPitch = kHopperRows + 8;
+template <typename T>
+using HopperHidden = T[kHidden * kHopperHiddenPitch];
+
+// What is small of the score MLP. 16 outputs at least, as many as a product takes.
+template <typename T, int kOutputs>
+struct HopperWeights {
+  static constexpr int kPadded = kOutputs < 16 ? 16 : kOutputs, kPitch = kHidden + 8;
+  alignas(16) T w2[kPadded * kPitch];
+  float c[kHidden], e[kHidden], b2[kPadded];
+
+  __device__ void load(const Learner<T>& in) {
+    const int thread = threadIdx.x;
+    for (int i = thread; i < kPadded * kHidden; i += kHopperThreads) {
+      const int k = i / kHidden, h = i % kHidden;
+      const bool inside = k < in.outputs && h < in.hidden;
+      w2[k * kPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
+    }
+    if (thread < kHidden) {
+      c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
+      e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
+    }
+    if (thread < kPadded) b2[thread] = in.bias(thread);
+  }
 };
 
-template <typename T, int kWidth, int kOutputs>
+template <typename T, int kWidth>
 struct HopperBlock {
-  using Shared = HopperShared<T, kWidth, kOutputs>;
-  static constexpr int kStages = Shared::kStages;
+  using Tokens = HopperTokens<T, kWidth>;
   static constexpr int kProducts = kWidth / 64;            // of 16 columns, in a quarter of D
-  static constexpr int kBlocks = (kWidth / 16 + 15) / 16;  // of 16 columns, that a warp pools at most
-  static constexpr int kOutputTiles = kOutputs / 8;
+  static constexpr int kBlocks = (kWidth / 16 + 15) / 16;  // of 16 columns, of a warp at most
   static constexpr int kPieces = kWidth / 8 / 16;          // of a token, that a thread copies
   static constexpr int kTile = 8 * 8 * sizeof(T), kTileColumn = kHopperRows * 8 * sizeof(T);
-  static_assert(kWidth % 128 == 0 && kOutputs % 8 == 0);
+  static_assert(kWidth % 128 == 0);
 
   const Learner<T>& in;
-  Shared& shared;
-  typename Shared::Rest& rest = shared.rest;
   const int thread = threadIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
   const int group = warp / 4, part = warp % 4;  // of this warp's warpgroup
   // A thread copies pieces of one token of a step: every fourth of a quarter.
   const int token = part * 8 + lane % 8, piece = group * (kWidth / 32) + lane / 8;
 
-  // This warp's 16 hidden units and its warpgroup's quarter of D.
-  __device__ void load_weights(Fragment (&wg)[kProducts]) const {
+  // Whether this thread's token is kept. What is not is zeros, whatever lies there.
+  __device__ bool copy_tokens(const LearnerStep& step, Tokens& x) const {
+    const int image = step.image(in);
+    const bool keep = in.kept(image, step.n + token, step.end);
+    const T* from = in.x + image * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int h = part * 16 + g + i * 8;
-      const bool inside = h < in.hidden;
-      const T* row = in.wg + (inside ? h : 0) * kWidth + group * (kWidth / 4) + 2 * t;
-#pragma unroll
-      for (int k = 0; k < kProducts; ++k) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t pair = *reinterpret_cast<const uint32_t*>(row + k * 16 + half * 8);
-          wg[k].r[half * 2 + i] = inside ? pair : 0;
-        }
-      }
-    }
+    for (int i = 0; i < kPieces; ++i) copy16(x[piece + 4 * i][token], from + i * 32, keep);
+    return keep;
   }
 
-  __device__ void load_rest() {
-    for (int i = thread; i < Shared::kPadded * kHidden; i += kHopperThreads) {
-      const int k = i / kHidden, h = i % kHidden;
-      const bool inside = k < in.outputs && h < in.hidden;
-      rest.w2[k * Shared::kWeightPitch + h] = inside ? in.w2[k * in.hidden + h] : from_float<T>(0.f);
-    }
-    if (thread < kHidden) {
-      rest.c[thread] = thread < in.hidden ? in.c[thread] : 0.f;
-      rest.e[thread] = thread < in.hidden ? in.e[thread] : 0.f;
-    }
-    if (thread < kOutputs) {
-      rest.b2[thread] = in.bias(thread);
-      rest.top[thread] = -INFINITY, rest.total[thread] = 0.f;
-    }
-  }
-
-  // Tokens that are not kept are zeros, whatever lies there.
-  __device__ void load_tokens(const LearnerStep& step, int stage) {
-    const bool keep = in.kept(step.image(in), step.n + token, step.end);
-    const T* from = in.x + step.image(in) * in.x_image + (keep ? step.n + token : 0) * in.x_token + piece * 8;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) copy16(shared.x[stage][piece + 4 * i][token], from + i * 32, keep);
-    if (group == 0 && lane < 8) rest.keep[stage][token] = keep;
-  }
-
-  // Begins this warpgroup's part of h^T.
-  __device__ void products(int stage, const Fragment (&wg)[kProducts], Accumulator (&acc)[4]) {
-    const Operand x(shared.x[stage][group * (kWidth / 32)], kTileColumn, kTile);
+  // Begins this warpgroup's quarter of h^T; `wg` has its columns and this warp's 16 hidden units.
+  __device__ void begin_hidden(const Tokens& x, const Fragment (&wg)[kProducts], Accumulator (&acc)[4]) const {
+    const Operand tokens(x[group * (kWidth / 32)], kTileColumn, kTile);
     begin_products();
 #pragma unroll
-    for (int k = 0; k < kProducts; ++k) multiply_group<T>(acc, wg[k], x + k * 2 * kTileColumn, k > 0);
+    for (int k = 0; k < kProducts; ++k) multiply_group<T>(acc, wg[k], tokens + k * 2 * kTileColumn, k > 0);
     commit_products();
   }
 
-  // Moments of 8 tokens in a quarter of D, whose sums of x and x^2 tensor cores find: with eight rows of ones below the
-  // tokens as A and the tokens as B, products have squares on the diagonal and sums below.
-  __device__ void moments(int stage) {
-    constexpr float kShare = 4.f / kWidth;
-    const uint32_t ones = pack<T>(1.f, 1.f);
-    Accumulator acc[2] = {};
-#pragma unroll
-    for (int k = 0; k < kProducts; k += 2) {
-      const Fragment x = load_matrices(shared.x[stage][group * (kWidth / 32) + 2 * k + lane / 8][part * 8 + lane % 8]);
-      multiply_add<T>(acc[0], Fragment{{x.r[0], ones, x.r[1], ones}}, x.r[0], x.r[1]);
-      multiply_add<T>(acc[1], Fragment{{x.r[2], ones, x.r[3], ones}}, x.r[2], x.r[3]);
-    }
-    const bool mine = g / 2 == t;  // this lane has token g's
-    const float square = g % 2 ? acc[0][1] + acc[1][1] : acc[0][0] + acc[1][0];
-    const float sum = g % 2 ? acc[0][3] + acc[1][3] : acc[0][2] + acc[1][2];
-    const float mean = sum * kShare, around = square - sum * mean;
-    // Where the mean is 8 times what lies around it or more, that is found by itself.
-    if (__any_sync(0xffffffffu, mine && !(around >= square * 0.015625f))) {
-      moments_around(stage, __shfl_sync(0xffffffffu, mean, lane % 8 * 4 + lane % 8 / 2));
-    } else if (mine) {
-      rest.moments[group][part * 8 + g] = make_float2(mean, around);
-    }
-  }
-
-  // The same around a mean of the token that this thread copies.
-  __device__ void moments_around(int stage, float mean) {
-    constexpr float kShare = 4.f / kWidth;
-    float sum = 0.f, square = 0.f;
-#pragma unroll 1
-    for (int i = 0; i < kPieces; ++i) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(shared.x[stage][piece + 4 * i][token]);
-      const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 pair = unpack<T>(pairs[j]);
-        const float low = pair.x - mean, high = pair.y - mean;
-        sum += low + high;
-        square += low * low + high * high;
-      }
-    }
-#pragma unroll
-    for (int hop = 8; hop < 32; hop *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, hop);
-      square += __shfl_xor_sync(0xffffffffu, square, hop);
-    }
-    const float off = sum * kShare;
-    if (lane < 8) rest.moments[group][token] = make_float2(mean + off, square - sum * off);
-  }
-
   // Leaves to each warpgroup this one's part of its 8 tokens, and keeps its own.
-  __device__ void exchange(const Accumulator (&acc)[4], float4& own) {
+  __device__ void exchange(const Accumulator (&acc)[4], HopperSums& sums, float4& own) const {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float4 part_sum = make_float4(acc[j][0], acc[j][1], acc[j][2], acc[j][3]);
       if (j == group) {
         own = part_sum;
       } else {
-        rest.sums[j][group < j ? group : group - 1][thread % 128] = part_sum;
+        sums[j][group < j ? group : group - 1][thread % 128] = part_sum;
       }
     }
   }
 
-  // gelu(h) of two hidden units and two tokens a thread, and the tokens' mean and 1/std.
-  __device__ void hidden(float4 h) {
+  // The sums of two hidden units, `unit` and 8 further, for two tokens, `first_token` and the next.
+  __device__ void add_quarters(const HopperSums& sums, float4 own, float (&h)[4]) const {
 #pragma unroll
     for (int i = 0; i < 3; ++i) {
-      const float4 other = rest.sums[group][i][thread % 128];
-      h.x += other.x, h.y += other.y, h.z += other.z, h.w += other.w;
+      const float4 other = sums[group][i][thread % 128];
+      own.x += other.x, own.y += other.y, own.z += other.z, own.w += other.w;
     }
-    const int first = group * 8 + 2 * t;
-    float mean[2], rstd[2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      float2 quarters[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) quarters[i] = rest.moments[i][first + j];
-      mean[j] = 0.25f * (quarters[0].x + quarters[1].x + (quarters[2].x + quarters[3].x));
-      float around = 0.f, between = 0.f;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        around += quarters[i].y;
-        between += (quarters[i].x - mean[j]) * (quarters[i].x - mean[j]);
-      }
-      rstd[j] = rsqrtf(around * (1.f / kWidth) + 0.25f * between + in.eps);
-      if (thread % 128 < 4) rest.stats[first + j] = make_float2(mean[j], rstd[j]);
-    }
-    float values[4] = {h.x, h.y, h.z, h.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int unit = part * 16 + g + i / 2 * 8;
-      values[i] = rstd[i % 2] * (values[i] - mean[i % 2] * rest.c[unit]) + rest.e[unit];
-    }
-    gelus(values, in.tanh);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      T* to = rest.hidden + (part * 16 + g + i * 8) * Shared::kHiddenPitch + first;
-      *reinterpret_cast<uint32_t*>(to) = pack<T>(values[2 * i], values[2 * i + 1]);
-    }
+    h[0] = own.x, h[1] = own.y, h[2] = own.z, h[3] = own.w;
   }
 
-  // Scores of 8 outputs for all tokens: gelu(h) w2^T.
-  __device__ void scores(Accumulator (&acc)[2]) {
-    const T* hidden = rest.hidden + (lane / 16 * 8 + lane % 8) * Shared::kHiddenPitch + lane / 8 % 2 * 8;
-    const T* w2 = rest.w2 + (warp / 2 * 16 + tile_row(lane)) * Shared::kWeightPitch + tile_column(lane);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0.f;
-#pragma unroll
-    for (int h = 0; h < kHidden; h += 16) {
-      const Fragment b = load_matrices(w2 + h);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Fragment a = load_transposed(hidden + h * Shared::kHiddenPitch + i * 16);
-        multiply_add<T>(acc[i], a, warp % 2 ? b.r[1] : b.r[0], warp % 2 ? b.r[3] : b.r[2]);
-      }
-    }
-  }
+  __device__ int unit(int i) const { return part * 16 + g + i * 8; }
+  __device__ int first_token() const { return group * 8 + 2 * t; }
 
-  // The weights of 8 outputs below the largest score so far, and what earlier sums are to be scaled by.
-  __device__ void softmax(const LearnerStep& step, int stage, float2* pairs) {
-    Accumulator acc[2];
-    scores(acc);
-    bool keep[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) keep[i] = rest.keep[stage][i * 8 + g];
-    const bool last = step.last(kHopperRows);
-#pragma unroll
-    for (int column = 0; column < 2; ++column) {
-      const int k = warp * 8 + 2 * t + column;
-      float s[4], largest = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        s[i] = acc[i / 2][i % 2 * 2 + column] + rest.b2[k];
-        if (keep[i]) largest = fmaxf(largest, s[i]);
-      }
-      const float top = rest.top[k];
-      largest = fmaxf(top, column_max(largest));
-      const float base = largest == -INFINITY ? 0.f : largest;
-      float sum = 0.f;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float p = exponential(keep[i] ? s[i] - base : -INFINITY);
-        sum += p;
-        rest.weights[warp][i][2 * t + column][g] = from_float<T>(p);
-      }
-      const float decay = exponential(top - base);
-      const float all = rest.total[k] * decay + column_sum(sum);
-      __syncwarp();  // all lanes have read what the first of a column writes
-      if (g == 0) {
-        rest.decay[k] = decay;
-        rest.top[k] = last ? -INFINITY : largest, rest.total[k] = last ? 0.f : all;
-        if (last) {
-          const float inverse = all == 0.f ? 0.f : 1.f / all;
-          rest.inverse[k] = inverse;
-          if (k < in.outputs) pairs[step.item * in.outputs + k] = make_float2(all == 0.f ? 0.f : largest, inverse);
-        }
-      }
-    }
-  }
-
-  // acc = decay acc + x^T P in this warp's columns.
-  __device__ void pool(int stage, Accumulator (&acc)[kBlocks][kOutputTiles]) {
-    Fragment weights[kOutputTiles];
-#pragma unroll
-    for (int j = 0; j < kOutputTiles; ++j) {
-      const float first = rest.decay[j * 8 + 2 * t], second = rest.decay[j * 8 + 2 * t + 1];
-#pragma unroll
-      for (int m = 0; m < kBlocks; ++m) {
-        acc[m][j][0] *= first, acc[m][j][1] *= second, acc[m][j][2] *= first, acc[m][j][3] *= second;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < kOutputTiles; ++j) weights[j] = load_matrices(rest.weights[j][lane / 8][lane % 8]);
-#pragma unroll
-    for (int m = 0; m < kBlocks; ++m) {
-      if (!has_block(m)) continue;
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        const Fragment x = load_transposed(shared.x[stage][column(m) / 8 + lane / 8 % 2][n * 16 + lane / 16 * 8 + lane % 8]);
-#pragma unroll
-        for (int j = 0; j < kOutputTiles; ++j) multiply_add<T>(acc[m][j], x, weights[j].r[2 * n], weights[j].r[2 * n + 1]);
-      }
-    }
-  }
-
-  // The first of the m-th 16 columns that this warp pools.
-  __device__ int column(int m) const { return (m * 16 + warp) * 16; }
-  __device__ bool has_block(int m) const { return kWidth % 256 == 0 || column(m) < kWidth; }
-
-  __device__ void store_stats(const LearnerStep& step, float2* to) const {
-    if (warp == 15 && step.n + lane < step.end) to[step.image(in) * in.tokens + step.n + lane] = rest.stats[lane];
-  }
-
-  // The share's pooled tokens; acc is then 0 for the next.
-  __device__ void store(const LearnerStep& step, Accumulator (&acc)[kBlocks][kOutputTiles], T* y, float* parts) {
-#pragma unroll
-    for (int j = 0; j < kOutputTiles; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int k = j * 8 + 2 * t + i;
-        const float inverse = rest.inverse[k];
-        const int64_t to = (step.item * in.outputs + k) * kWidth + g;
-#pragma unroll
-        for (int m = 0; m < kBlocks; ++m) {
-#pragma unroll
-          for (int low = 0; low < 2; ++low) {
-            const float value = acc[m][j][2 * low + i] * inverse;
-            acc[m][j][2 * low + i] = 0.f;
-            if (k >= in.outputs || !has_block(m)) continue;
-            if (parts) {
-              parts[to + column(m) + low * 8] = value;
-            } else {
-              y[to + column(m) + low * 8] = from_float<T>(value);
-            }
-          }
-        }
-      }
-    }
+  // Where this lane finds its row of a 16x16 tile, 16 tokens from `n` on and the columns of two tiles from `column` on,
+  // for load_transposed: an operand A whose rows are the columns.
+  template <int kRows>
+  __device__ const T* transposed(const T (*tiles)[kRows][8], int column, int n) const {
+    return tiles[column + lane / 8 % 2][n + lane / 16 * 8 + lane % 8];
   }
 };
-
-// y [B,K,D], or where images are cut `parts` [B,share,K,D]; pairs [B,share,K]: largest score and inverse sum of a
-// share's softmax; stats [B,N]: mean and 1/std of every token. No more blocks than shares.
-template <typename T, int kWidth, int kOutputs>
-__global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner<T> in, T* y, float* parts,
-                                                                         float2* pairs, float2* stats) {
-#ifdef JAIR_WARPGROUPS
-  using Block = HopperBlock<T, kWidth, kOutputs>;
-  constexpr int kStages = Block::kStages;
-  JAIR_SHARED(memory);
-  Block block{in, *reinterpret_cast<typename Block::Shared*>(memory)};
-  const int64_t items = in.batch * in.shares;
-  LearnerStep step = LearnerStep::first(in, blockIdx.x), ahead = step;
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (ahead.item < items) {
-      block.load_tokens(ahead, i);
-      ahead = ahead.next(in, kHopperRows);
-    }
-    commit_copies();
-  }
-  Fragment wg[Block::kProducts];
-  block.load_weights(wg);
-  block.load_rest();
-  Accumulator pooled[Block::kBlocks][Block::kOutputTiles] = {};
-  float4 own;
-  {
-    wait_copies<kStages - 2>();
-    __syncthreads();
-    Accumulator acc[4];
-    block.products(0, wg, acc);
-    block.moments(0);
-    wait_products<0>();
-    block.exchange(acc, own);
-    __syncthreads();
-    block.hidden(own);
-  }
-  for (int stage = 0; step.item < items;) {
-    const LearnerStep next = step.next(in, kHopperRows);
-    const int following = stage + 1 == kStages ? 0 : stage + 1;
-    const bool more = next.item < items;
-    wait_copies<kStages - 3>();
-    __syncthreads();  // the next step's tokens have arrived, and nobody reads those of the step before
-    if (ahead.item < items) {
-      block.load_tokens(ahead, stage == 0 ? kStages - 1 : stage - 1);
-      ahead = ahead.next(in, kHopperRows);
-    }
-    commit_copies();
-    Accumulator acc[4];
-    block.products(following, wg, acc);  // of whatever lies there after the last step
-    if (block.warp < Block::kOutputTiles) block.softmax(step, stage, pairs);
-    block.store_stats(step, stats);
-    if (more) block.moments(following);
-    wait_products<0>();
-    if (more) block.exchange(acc, own);
-    __syncthreads();
-    block.pool(stage, pooled);
-    if (more) block.hidden(own);
-    if (step.last(kHopperRows)) block.store(step, pooled, y, parts);
-    step = next, stage = following;
-  }
-#endif
-}
 
 }  // namespace jair::cuda

@@ -120,7 +120,7 @@ struct HopperWeightBlock {
 
   __device__ void store(int64_t share, const Accumulator (&acc)[kTiles][4], const Accumulator (&small)[kOutputs / 8],
                         float (&dh_sums)[2], float (&qm_sums)[2], const float (&ds_sums)[kMine]) {
-    auto sums = reinterpret_cast<float(*)[kOutputs]>(&shared.stages[0]);
+    auto sums = reinterpret_cast<float (*)[kOutputs]>(&shared.stages[0]);
     __syncthreads();  // no product reads the stages any more
 #pragma unroll
     for (int i = 0; i < kMine; ++i) sums[thread / 16][thread % 16 + i * 16] = ds_sums[i];

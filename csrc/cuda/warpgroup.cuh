@@ -55,13 +55,13 @@ __device__ inline void store_transposed(void* row, const Fragment& f) {
                : "memory");
 }
 
-#define JAIR_PRODUCT(shape, count, results, operands, ...)                                                       \
-  if constexpr (std::is_same_v<T, __half>) {                                                                     \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" count ", 0;\nwgmma.mma_async.sync.aligned." shape          \
-                 ".f32.f16.f16 " results ", " operands ";\n}\n" __VA_ARGS__);                                    \
-  } else {                                                                                                       \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" count ", 0;\nwgmma.mma_async.sync.aligned." shape          \
-                 ".f32.bf16.bf16 " results ", " operands ";\n}\n" __VA_ARGS__);                                  \
+#define JAIR_PRODUCT(shape, count, results, operands, ...)                                              \
+  if constexpr (std::is_same_v<T, __half>) {                                                            \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" count ", 0;\nwgmma.mma_async.sync.aligned." shape \
+                 ".f32.f16.f16 " results ", " operands ";\n}\n" __VA_ARGS__);                           \
+  } else {                                                                                              \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" count ", 0;\nwgmma.mma_async.sync.aligned." shape \
+                 ".f32.bf16.bf16 " results ", " operands ";\n}\n" __VA_ARGS__);                         \
   }
 #define JAIR_TILE(i) "+f"(acc[i][0]), "+f"(acc[i][1]), "+f"(acc[i][2]), "+f"(acc[i][3])
 
@@ -70,26 +70,23 @@ __device__ inline void store_transposed(void* row, const Fragment& f) {
 template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[4], const Fragment& a, Operand b, bool add) {
   JAIR_PRODUCT("m64n32k16", "21", "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}",
-               "{%16, %17, %18, %19}, %20, p, 1, 1, %22",
-               : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2), JAIR_TILE(3)
-               : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits), "r"(static_cast<int>(add)),
-                 "n"(static_cast<int>(kB)))
+               "{%16, %17, %18, %19}, %20, p, 1, 1, %22", : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2),
+               JAIR_TILE(3) : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "l"(b.bits),
+               "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
 // The same with both in shared memory, A kAcross.
 template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[2], Operand a, Operand b, bool add) {
-  JAIR_PRODUCT("m64n16k16", "10", "{%0, %1, %2, %3, %4, %5, %6, %7}", "%8, %9, p, 1, 1, 1, %11",
-               : JAIR_TILE(0), JAIR_TILE(1)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
+  JAIR_PRODUCT("m64n16k16", "10", "{%0, %1, %2, %3, %4, %5, %6, %7}", "%8, %9, p, 1, 1, 1, %11", : JAIR_TILE(0),
+               JAIR_TILE(1) : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
 template <typename T, Layout kB = kAlong>
 __device__ inline void multiply_group(Accumulator (&acc)[4], Operand a, Operand b, bool add) {
   JAIR_PRODUCT("m64n32k16", "18", "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}",
-               "%16, %17, p, 1, 1, 1, %19",
-               : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2), JAIR_TILE(3)
-               : "l"(a.bits), "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
+               "%16, %17, p, 1, 1, 1, %19", : JAIR_TILE(0), JAIR_TILE(1), JAIR_TILE(2), JAIR_TILE(3) : "l"(a.bits),
+               "l"(b.bits), "r"(static_cast<int>(add)), "n"(static_cast<int>(kB)))
 }
 
 #undef JAIR_PRODUCT

@@ -4,7 +4,7 @@
 #include "cuda/tokenlearner_backward.cuh"
 #include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
-#include "cuda/tokenlearner_hopper.cuh"
+#include "cuda/tokenlearner_forward_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
 #include "cuda/tokenlearner_weights_hopper.cuh"
 
@@ -85,7 +85,7 @@ double learn(int batch, int tokens, int hidden, int outputs, int shares, bool ma
   } else {
     if (!emulator::run(
             [&] { learn_tokens_hopper<T, kWidth, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-            dim3(blocks), kHopperThreads, sizeof(HopperShared<T, kWidth, kOutputs>), backwards))
+            dim3(blocks), kHopperThreads, sizeof(HopperForwardShared<T, kWidth, kOutputs>), backwards))
       return INFINITY;
   }
   double worst = 0;
@@ -242,10 +242,9 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   LearnerGradients<T> hopper = out;
   hopper.dx = hopper_dx.data.data(), hopper.dh = hopper_dh.data.data(), hopper.g = hopper_g.data.data();
   hopper.ds = hopper_ds.data.data();
-  if (on_hopper &&
-      !emulator::run([&] { learn_tokens_backward_hopper<T, kWidth, kOutputs>(in, hopper); },
-                     dim3(std::min(blocks, batch * shares)), kHopperThreads,
-                     sizeof(HopperBackwardShared<T, kWidth, kOutputs>), backwards))
+  if (on_hopper && !emulator::run([&] { learn_tokens_backward_hopper<T, kWidth, kOutputs>(in, hopper); },
+                                  dim3(std::min(blocks, batch * shares)), kHopperThreads,
+                                  sizeof(HopperBackwardShared<T, kWidth, kOutputs>), backwards))
     return INFINITY;
   auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
     double error = 0, size = 0;
@@ -319,8 +318,8 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
                            weights[7]};
   double worst = 0;
   if (on_hopper) {
-    for (double error : {off(dx, hopper_dx, D, D), off(dh, hopper_dh, hidden, kHidden), off(g, hopper_g, hidden, kHidden),
-                         off(ds, hopper_ds, outputs, kOutputs)}) {
+    for (double error : {off(dx, hopper_dx, D, D), off(dh, hopper_dh, hidden, kHidden),
+                         off(g, hopper_g, hidden, kHidden), off(ds, hopper_ds, outputs, kOutputs)}) {
       worst = error <= worst ? worst : error;
       printf("%.1e ", error);
     }

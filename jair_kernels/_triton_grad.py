@@ -66,7 +66,7 @@ def weight_gradient_kernel(
         tl.store(to + h_at[:, None] * D + d[None, :], acc, mask=(h_at < H)[:, None] & (d < D)[None, :])
     else:
         dw2 = tl.zeros([BLOCK_K, BLOCK_H], tl.float32)
-        db1, db2 = tl.zeros([BLOCK_H], tl.float32), tl.zeros([BLOCK_K], tl.float32)
+        db1 = tl.zeros([BLOCK_H], tl.float32)
         for t0 in range(begin, end, BLOCK_N):
             t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
             wide = (t < end)[:, None] & (h_at < H)[None, :]
@@ -77,12 +77,18 @@ def weight_gradient_kernel(
             dst = tl.load(
                 ds + t[None, :] * K + k[:, None], mask=(t < end)[None, :] & (k < K)[:, None], other=0.0
             )
-            db2 += tl.sum(dst.to(tl.float32), 1)
             dw2 = tl.dot(dst, gt, dw2, input_precision=PRECISION)
         to += H * D
         tl.store(to + k[:, None] * H + h_at[None, :], dw2, mask=(k < K)[:, None] & (h_at < H)[None, :])
         tl.store(to + K * H + h_at, db1, mask=h_at < H)
         if tl.program_id(1) == 0:
+            # dS once more: what a product reads must go to nothing else (`normed_product`).
+            db2 = tl.zeros([BLOCK_K], tl.float32)
+            for t0 in range(begin, end, BLOCK_N):
+                t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)
+                inside = (t < end)[:, None] & (k < K)[None, :]
+                dst = tl.load(ds + t[:, None] * K + k[None, :], mask=inside, other=0.0)
+                db2 += tl.sum(dst.to(tl.float32), 0)
             tl.store(to + K * H + H + k, db2, mask=k < K)
 
 

@@ -84,52 +84,25 @@ def second_product(h, w2, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.const
 
 
 @triton.jit
-def score_rows(
-    x_rows, keep, wg, c, e, w2, b2, D, H, K, eps, TANH: tl.constexpr, HAS_B2: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Scores [BLOCK_N, BLOCK_K] of a block of tokens, with mean and 1/std of its rows."""
-    d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
+def row_moments(x_rows, keep, D, eps, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Mean and 1/std of a block of tokens, from a reading of x of their own: see `normed_product`."""
+    d = tl.arange(0, BLOCK_D)
     inside = keep[:, None] & (d < D)[None, :]
     near = tl.load(x_rows[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32)
     shift = tl.sum(near, 1) / tl.minimum(D, BLOCK_D)
-    mean = tl.zeros([BLOCK_N], tl.float32)
-    rstd = tl.zeros([BLOCK_N], tl.float32)
-    s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    if HAS_B2:
-        s += tl.load(b2 + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-    for h0 in range(0, H, BLOCK_H):
-        h_at = h0 + tl.arange(0, BLOCK_H)
-        acc = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
-        total = tl.zeros([BLOCK_N], tl.float32)
-        square = tl.zeros([BLOCK_N], tl.float32)
-        before_copies()
-        for d0 in range(0, D, BLOCK_D):
-            in_d = d0 + d < D
-            x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
-            w = tl.load(
-                wg + h_at[None, :] * D + (d0 + d)[:, None],
-                mask=(h_at < H)[None, :] & in_d[:, None],
-                other=0.0,
-            )
-            centred = tl.where(in_d[None, :], x.to(tl.float32) - shift[:, None], 0.0)
-            total += tl.sum(centred, 1)
-            square += tl.sum(centred * centred, 1)
-            if tl.float32 == DTYPE:
-                x = centred
-            acc = tl.dot(x, w, acc, input_precision=PRECISION)
-        offset = total / D
-        mean = shift + offset
-        # compiled code hands eps over in float64
-        rstd = (1 / tl.sqrt(tl.maximum(square / D - offset * offset, 0.0) + eps)).to(tl.float32)
-        if tl.float32 != DTYPE:
-            offset = mean
-        c_h = tl.load(c + h_at, mask=h_at < H, other=0.0)
-        e_h = tl.load(e + h_at, mask=h_at < H, other=0.0)
-        h = rstd[:, None] * (acc - offset[:, None] * c_h[None, :]) + e_h[None, :]
-        s += second_product(h, w2, h_at, k, H, K, TANH, PRECISION, DTYPE)
-    return s, mean, rstd
+    total, square = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
+    ahead: tl.constexpr = 2 if x_rows.dtype.element_ty == tl.float32 else 3
+    before_copies()
+    for d0 in tl.range(0, D, BLOCK_D, num_stages=ahead):
+        in_d = d0 + d < D
+        x = tl.load(x_rows[:, None] + (d0 + d)[None, :], mask=keep[:, None] & in_d[None, :], other=0.0)
+        centred = tl.where(in_d[None, :], x.to(tl.float32) - shift[:, None], 0.0)
+        total += tl.sum(centred, 1)
+        square += tl.sum(centred * centred, 1)
+    offset = total / D
+    # compiled code hands eps over in float64
+    rstd = (1 / tl.sqrt(tl.maximum(square / D - offset * offset, 0.0) + eps)).to(tl.float32)
+    return shift + offset, rstd
 
 
 @triton.jit
@@ -138,7 +111,12 @@ def normed_product(
     PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """(h - e, x other^T) of one block of hidden units, from one reading of x; `other` is dY [K,D]."""
+    """(h - e, x other^T) of one block of hidden units, from one reading of x; `other` is dY [K,D].
+
+    In 16 bits x must go to nothing but the products. On Hopper they read it from shared memory while the next
+    blocks are copied there; of what goes to registers as well Triton, to 3.9 at least, keeps a buffer too few
+    (its issue 6691), and a copy overwrites what a product still reads. `tests.aot_triton` looks for that.
+    """
     d, k = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_K)
     acc = tl.zeros([BLOCK_N, BLOCK_H], tl.float32)
     beside = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
@@ -175,13 +153,16 @@ def hidden_gradient(normed, ds, w2, c, e, h_at, k, H, K, TANH: tl.constexpr, PRE
 
 
 @triton.jit
-def scores_again(
+def scores_of(
     x_rows, keep, mean, rstd, wg, c, e, w2, b2, other, D, H, K, WITH_OTHER: tl.constexpr,
     TANH: tl.constexpr, HAS_B2: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """(scores, h - e of the first block of hidden units, x other^T); ONE = there is no second block."""
+    """(scores, h - e of the first block of hidden units, x other^T); ONE = there is no second block.
+
+    The forward's too: where the backward finds other bits, its exp(s - max) / sum is no softmax.
+    """
     k, h_at = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
     normed, beside = normed_product(
         x_rows, keep, mean, rstd, wg, c, other, h_at, D, H, K, WITH_OTHER, PRECISION, DTYPE, BLOCK_N,

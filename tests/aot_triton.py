@@ -2,7 +2,8 @@
 
 The launches are recorded from the ops' own host functions, run on fake tensors of the shapes of real models,
 so what is compiled is what a GPU would be given. Prints registers, spills and shared memory of every kernel;
-fails if one spills or asks for more shared memory than a block of that architecture can have.
+fails if one spills, asks for more shared memory than a block of that architecture can have, or has a buffer
+overwritten that a product still reads.
 """
 
 from __future__ import annotations
@@ -211,8 +212,38 @@ def builds() -> Iterator[tuple[str, Build]]:
                         yield f"{TYPES[dtype]} {case}", build
 
 
-def compile_one(build: Build, arch: int) -> tuple[int, int, int]:
-    """(registers, bytes of spills, bytes of shared memory) on an architecture."""
+def overwritten(ttgir: str) -> bool:
+    """Whether Triton keeps too few buffers of what a product of Hopper's reads (its issue 6691).
+
+    Such a product may be read for one turn of its loop more (`pendings`). So where `ahead` blocks are copied
+    before the loop, one more than these has to have a buffer; each copy in the text but the loop's is ahead.
+    """
+    buffers: dict[str, tuple[int, list[str]]] = {}
+    views: dict[str, tuple[int, list[str]]] = {}
+    read: list[tuple[int, list[str]]] = []
+    waiting: list[tuple[int, list[str]]] = []
+    for line in ttgir.splitlines():
+        if made := re.match(r" *(%\S+) = ttg\.local_alloc .*: \(\) -> !ttg\.memdesc<(\d+)x", line):
+            buffers[made[1]] = int(made[2]), []  # names are used again in later loops
+        elif view := re.match(r" *(%\S+) = ttg\.memdesc_\w+ (%\w+)", line):
+            source = buffers.get(view[2]) or views.get(view[2])
+            if source is None:
+                views.pop(view[1], None)
+            else:
+                views[view[1]] = source
+        elif copy := re.search(r"async_copy_global_to_local \S+, (%\w+)", line):
+            if copy[1] in views:
+                views[copy[1]][1].append(line)
+        elif product := re.search(r"warp_group_dot (%\w+), (%\w+),", line):
+            waiting += [views[operand] for operand in product.groups() if operand in views]
+        elif wait := re.search(r"warp_group_dot_wait .*pendings = (\d+)", line):
+            read += waiting if int(wait[1]) else []
+            waiting = []
+    return any(count < len(copies) for count, copies in read)
+
+
+def compile_one(build: Build, arch: int) -> tuple[int, int, int, bool]:
+    """(registers, bytes of spills, bytes of shared memory, `overwritten`) on an architecture."""
     kernel = getattr(sys.modules[build.module], build.kernel)
     index = {name: i for i, name in enumerate(kernel.arg_names)}
     constants = {(index[name],): value for name, value in build.constants}
@@ -225,7 +256,8 @@ def compile_one(build: Build, arch: int) -> tuple[int, int, int]:
         [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
     ).stdout
     used = re.findall(r"REG:(\d+) STACK:(\d+)", printed)  # the kernel and what it calls
-    return max(int(r) for r, _ in used), max(int(s) for _, s in used), compiled.metadata.shared
+    registers, stack = (max(int(number) for number in numbers) for numbers in zip(*used, strict=True))
+    return registers, stack, compiled.metadata.shared, overwritten(compiled.asm["ttgir"])
 
 
 def main() -> int:
@@ -244,12 +276,13 @@ def main() -> int:
     failures = 0
     with ProcessPoolExecutor(options.jobs) as pool:
         results = pool.map(compile_one, [build for _, build, _ in work], [arch for _, _, arch in work])
-        for (case, build, arch), (registers, stack, shared) in zip(work, results, strict=True):
-            bad = stack > 0 or shared > SHARED[arch]
+        for (case, build, arch), (registers, stack, shared, race) in zip(work, results, strict=True):
+            bad = stack > 0 or shared > SHARED[arch] or race
             failures += bad
             name = f"{build.module.removeprefix('jair_kernels.')}.{build.kernel}"
             numbers = f"{registers:3} registers {stack:5} B spilled {shared:6} B shared"
-            print(f"sm_{arch} {case:22} {name:42} {numbers}{'  FAILED' if bad else ''}", flush=True)
+            failed = "  RACE" if race else "  FAILED" if bad else ""
+            print(f"sm_{arch} {case:22} {name:42} {numbers}{failed}", flush=True)
     print(f"{len(work)} kernels compiled, {failures} failed")
     return min(failures, 1)
 

@@ -18,7 +18,7 @@ from jair_kernels._triton import (
 )
 from jair_kernels._triton_grad import Parameters, Scratch, parameter_gradients
 from jair_kernels._triton_loops import before_copies
-from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, score_rows, scores_again
+from jair_kernels._triton_mlp import contiguous, fold, hidden_blocks, input_gradient, row_moments, scores_of
 from jair_kernels.token_pool.triton import forward as pool
 
 Tensor = torch.Tensor
@@ -27,16 +27,18 @@ Tensor = torch.Tensor
 @triton.jit
 def forward_kernel(
     x, tokens, wg, c, e, w2, b2, y, stats, N, D, H, K, x_b, x_n, eps, TANH: tl.constexpr,
-    HAS_B2: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_B2: tl.constexpr, ONE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens: scores, sigmoid, mixture."""
     blocks = tl.cdiv(N, BLOCK_N)
     b = (tl.program_id(0) // blocks).to(tl.int64)
     n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
     k, keep, row = tl.arange(0, BLOCK_K), n < N, b * N + n
-    s, mean, rstd = score_rows(
-        x + b * x_b + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION,
+    x_rows = x + b * x_b + n * x_n
+    mean, rstd = row_moments(x_rows, keep, D, eps, BLOCK_N, BLOCK_D)
+    s, _, _ = scores_of(
+        x_rows, keep, mean, rstd, wg, c, e, w2, b2, x, D, H, K, False, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     tl.store(stats + 2 * row, mean, mask=keep)
@@ -71,7 +73,7 @@ def backward_kernel(
         tl.load(stats + 2 * row, mask=keep, other=0.0),
         tl.load(stats + 2 * row + 1, mask=keep, other=0.0),
     )
-    s, normed, _ = scores_again(
+    s, normed, _ = scores_of(
         x_rows, keep, mean, rstd, wg, c, e, w2, b2, image, D, H, K, False, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
@@ -111,7 +113,7 @@ def forward(
         launch(
             forward_kernel, (b * ceil_div(n, config["BLOCK_N"]),), x, x, tokens_read, *folded, w2_read,
             b2_read, y, stats, n, d, h, k, *x.stride()[:2], eps, TANH=tanh, HAS_B2=b2 is not None,
-            PRECISION=precision(x), BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **config,
+            PRECISION=precision(x), BLOCK_K=padded(k), **hidden_blocks(h), **config,
         )  # fmt: skip
         return y, stats
 

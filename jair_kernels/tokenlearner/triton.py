@@ -27,8 +27,8 @@ from jair_kernels._triton_mlp import (
     fold_row,
     hidden_blocks,
     input_gradient,
-    score_rows,
-    scores_again,
+    row_moments,
+    scores_of,
 )
 from jair_kernels._triton_pool import (
     DOTS,
@@ -53,9 +53,9 @@ Tensor = torch.Tensor
 @triton.jit
 def forward_kernel(
     x, mask, wg, c, e, w2, b2, scores, y, softmax, stats, N, D, H, K, x_b, x_n, m_b, m_n, splits, segment,
-    eps, TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    eps, TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, ONE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Scores of one segment into memory, their softmax, then the pooled columns, BLOCK_P at a time."""
     place = tl.program_id(0).to(tl.int64)
@@ -67,9 +67,10 @@ def forward_kernel(
     for n0 in range(begin, end, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
         keep = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK)
-        s, mean, rstd = score_rows(
-            x_image + n * x_n, keep, wg, c, e, w2, b2, D, H, K, eps, TANH, HAS_B2, PRECISION,
-            x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
+        mean, rstd = row_moments(x_image + n * x_n, keep, D, eps, BLOCK_N, BLOCK_D)
+        s, _, _ = scores_of(
+            x_image + n * x_n, keep, mean, rstd, wg, c, e, w2, b2, x, D, H, K, False, TANH, HAS_B2, ONE,
+            PRECISION, x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
         )  # fmt: skip
         row = b * N + n
         tl.store(stats + 2 * row, mean, mask=n < end)
@@ -112,7 +113,7 @@ def backward_kernel(
         tl.load(stats + 2 * row, mask=keep, other=0.0),
         tl.load(stats + 2 * row + 1, mask=keep, other=0.0),
     )
-    s, normed, dweights = scores_again(
+    s, normed, dweights = scores_of(
         x_rows, keep, mean, rstd, wg, c, e, w2, b2, dy_image, D, H, K, True, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
@@ -150,7 +151,7 @@ def delta_kernel(
     x_rows, dy_image, row = x + b * x_b + n * x_n, dy + b * K * D, b * N + n
     mean = tl.load(stats + 2 * row, mask=keep, other=0.0)
     rstd = tl.load(stats + 2 * row + 1, mask=keep, other=0.0)
-    s, _, dweights = scores_again(
+    s, _, dweights = scores_of(
         x_rows, keep, mean, rstd, wg, c, e, w2, b2, dy_image, D, H, K, True, TANH, HAS_B2, ONE, PRECISION,
         x.dtype.element_ty, BLOCK_N, BLOCK_D, BLOCK_H, BLOCK_K,
     )  # fmt: skip
@@ -199,7 +200,7 @@ def forward(
             forward_kernel, (b * splits,), x, x, mask_or_x, *folded, w2_read, b2_read, scores, parts,
             part_softmax, stats, n, d, h, k, *x.stride()[:2], *mask_strides, splits, segment, eps, TANH=tanh,
             HAS_B2=b2 is not None, HAS_MASK=mask is not None, PRECISION=precision(x),
-            BLOCK_H=hidden_blocks(h)["BLOCK_H"], BLOCK_K=padded(k), **blocks,
+            BLOCK_K=padded(k), **hidden_blocks(h), **blocks,
         )  # fmt: skip
         if merged:
             merge(parts, part_softmax, mask, n, y, softmax, False)

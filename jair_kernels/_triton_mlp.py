@@ -132,9 +132,14 @@ def normed_product(
             o = tl.load(at, mask=(k < K)[None, :] & in_d[:, None], other=0.0)
             beside = tl.dot(x, o, beside, input_precision=PRECISION)
         if tl.float32 == DTYPE:
+            # A difference, as Triton makes `acc + dot` one sum over all of D, which would lose digits.
             x = tl.where(in_d[None, :], x - mean[:, None], 0.0)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
-    if tl.float32 != DTYPE:
+            acc -= tl.dot(x, w, input_precision=PRECISION)
+        else:
+            acc = tl.dot(x, w, acc)
+    if tl.float32 == DTYPE:
+        acc = -acc
+    else:
         acc -= mean[:, None] * tl.load(c + h_at, mask=h_at < H, other=0.0)[None, :]
     return rstd[:, None] * acc, beside
 
@@ -161,7 +166,8 @@ def scores_of(
 ):  # fmt: skip
     """(scores, h - e of the first block of hidden units, x other^T); ONE = there is no second block.
 
-    The forward's too: where the backward finds other bits, its exp(s - max) / sum is no softmax.
+    The forward's too: where the backward finds other bits, its exp(s - max) / sum is no softmax. In float32
+    that takes one BLOCK_D in both, the block that is summed by itself.
     """
     k, h_at = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_H)
     normed, beside = normed_product(

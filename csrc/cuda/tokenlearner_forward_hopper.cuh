@@ -28,7 +28,7 @@ struct HopperForwardShared {
     HopperWeights<T, kOutputs> fixed;
     alignas(16) HopperHidden<T> hidden;
     alignas(16) T weights[kOutputs / 8][kHopperRows / 8][8][8];  // P in tiles
-    float2 moments[4][kHopperRows];        // of a quarter of D: the mean, and the sum of squares of what lies around it
+    HopperMoments moments;
     float2 stats[kHopperRows];             // mean and 1/std
     float top[kOutputs], total[kOutputs];  // of the share so far: the largest score, and the sum below it
     float decay[kOutputs], inverse[kOutputs];
@@ -46,7 +46,7 @@ template <typename T, int kWidth, int kOutputs>
 struct HopperForwardBlock : HopperBlock<T, kWidth> {
   using Base = HopperBlock<T, kWidth>;
   using Base::in, Base::thread, Base::warp, Base::lane, Base::g, Base::t, Base::group, Base::part;
-  using Base::kProducts, Base::kBlocks, Base::kPieces, Base::token, Base::piece, Base::transposed, Base::unit;
+  using Base::kProducts, Base::kBlocks, Base::token, Base::transposed, Base::unit;
   using Shared = HopperForwardShared<T, kWidth, kOutputs>;
   static constexpr int kOutputTiles = kOutputs / 8;
   static_assert(kOutputs % 8 == 0);
@@ -75,55 +75,6 @@ struct HopperForwardBlock : HopperBlock<T, kWidth> {
   __device__ void load_tokens(const LearnerStep& step, int stage) {
     const bool keep = this->copy_tokens(step, shared.x[stage]);
     if (group == 0 && lane < 8) rest.keep[stage][token] = keep;
-  }
-
-  // Moments of 8 tokens in a quarter of D, whose sums of x and x^2 tensor cores find: with eight rows of ones below the
-  // tokens as A and the tokens as B, products have squares on the diagonal and sums below.
-  __device__ void moments(int stage) {
-    constexpr float kShare = 4.f / kWidth;
-    const uint32_t ones = pack<T>(1.f, 1.f);
-    Accumulator acc[2] = {};
-#pragma unroll
-    for (int k = 0; k < kProducts; k += 2) {
-      const Fragment x = load_matrices(shared.x[stage][group * (kWidth / 32) + 2 * k + lane / 8][part * 8 + lane % 8]);
-      multiply_add<T>(acc[0], Fragment{{x.r[0], ones, x.r[1], ones}}, x.r[0], x.r[1]);
-      multiply_add<T>(acc[1], Fragment{{x.r[2], ones, x.r[3], ones}}, x.r[2], x.r[3]);
-    }
-    const bool mine = g / 2 == t;  // this lane has token g's
-    const float square = g % 2 ? acc[0][1] + acc[1][1] : acc[0][0] + acc[1][0];
-    const float sum = g % 2 ? acc[0][3] + acc[1][3] : acc[0][2] + acc[1][2];
-    const float mean = sum * kShare, around = square - sum * mean;
-    // Where the mean is 8 times what lies around it or more, that is found by itself.
-    if (__any_sync(0xffffffffu, mine && !(around >= square * 0.015625f))) {
-      moments_around(stage, __shfl_sync(0xffffffffu, mean, lane % 8 * 4 + lane % 8 / 2));
-    } else if (mine) {
-      rest.moments[group][part * 8 + g] = make_float2(mean, around);
-    }
-  }
-
-  // The same around a mean of the token that this thread copies.
-  __device__ void moments_around(int stage, float mean) {
-    constexpr float kShare = 4.f / kWidth;
-    float sum = 0.f, square = 0.f;
-#pragma unroll 1
-    for (int i = 0; i < kPieces; ++i) {
-      const uint4 bits = *reinterpret_cast<const uint4*>(shared.x[stage][piece + 4 * i][token]);
-      const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 pair = unpack<T>(pairs[j]);
-        const float low = pair.x - mean, high = pair.y - mean;
-        sum += low + high;
-        square += low * low + high * high;
-      }
-    }
-#pragma unroll
-    for (int hop = 8; hop < 32; hop *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, hop);
-      square += __shfl_xor_sync(0xffffffffu, square, hop);
-    }
-    const float off = sum * kShare;
-    if (lane < 8) rest.moments[group][token] = make_float2(mean + off, square - sum * off);
   }
 
   // gelu(h) of two hidden units and two tokens a thread, and the tokens' mean and 1/std.
@@ -310,7 +261,7 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     __syncthreads();
     Accumulator acc[4];
     block.begin_hidden(block.shared.x[0], wg, acc);
-    block.moments(0);
+    block.moments(block.shared.x[0], block.rest.moments);
     wait_products<0>();
     block.exchange(acc, block.rest.sums, own);
     __syncthreads();
@@ -331,7 +282,7 @@ __global__ __launch_bounds__(kHopperThreads, 1) void learn_tokens_hopper(Learner
     block.begin_hidden(block.shared.x[following], wg, acc);  // of whatever lies there after the last step
     if (block.warp < Block::kOutputTiles) block.softmax(step, stage, pairs);
     block.store_stats(step, stats);
-    if (more) block.moments(following);
+    if (more) block.moments(block.shared.x[following], block.rest.moments);
     wait_products<0>();
     if (more) block.exchange(acc, block.rest.sums, own);
     __syncthreads();

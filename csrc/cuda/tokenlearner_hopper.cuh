@@ -19,6 +19,9 @@ using HopperTokens = T[kWidth / 8][kHopperRows][8];
 // For 8 tokens each, what the other three quarters have.
 using HopperSums = float4[4][3][128];
 
+// Of a quarter of D: the mean, and the sum of squares of what lies around it.
+using HopperMoments = float2[4][kHopperRows];
+
 // gelu(h)^T with rows longer than their contents, so that 8 of them lie in different banks.
 constexpr int kHopperHiddenPitch = kHopperRows + 8;
 template <typename T>
@@ -79,6 +82,55 @@ struct HopperBlock {
 #pragma unroll
     for (int k = 0; k < kProducts; ++k) multiply_group<T>(acc, wg[k], tokens + k * 2 * kTileColumn, k > 0);
     commit_products();
+  }
+
+  // Moments of 8 tokens in a quarter of D, whose sums of x and x^2 tensor cores find: with eight rows of ones below the
+  // tokens as A and the tokens as B, products have squares on the diagonal and sums below.
+  __device__ void moments(const Tokens& x, HopperMoments& out) const {
+    constexpr float kShare = 4.f / kWidth;
+    const uint32_t ones = pack<T>(1.f, 1.f);
+    Accumulator acc[2] = {};
+#pragma unroll
+    for (int k = 0; k < kProducts; k += 2) {
+      const Fragment tile = load_matrices(x[group * (kWidth / 32) + 2 * k + lane / 8][part * 8 + lane % 8]);
+      multiply_add<T>(acc[0], Fragment{{tile.r[0], ones, tile.r[1], ones}}, tile.r[0], tile.r[1]);
+      multiply_add<T>(acc[1], Fragment{{tile.r[2], ones, tile.r[3], ones}}, tile.r[2], tile.r[3]);
+    }
+    const bool mine = g / 2 == t;  // this lane has token g's
+    const float square = g % 2 ? acc[0][1] + acc[1][1] : acc[0][0] + acc[1][0];
+    const float sum = g % 2 ? acc[0][3] + acc[1][3] : acc[0][2] + acc[1][2];
+    const float mean = sum * kShare, around = square - sum * mean;
+    // Where the mean is 8 times what lies around it or more, that is found by itself.
+    if (__any_sync(0xffffffffu, mine && !(around >= square * 0.015625f))) {
+      moments_around(x, out, __shfl_sync(0xffffffffu, mean, lane % 8 * 4 + lane % 8 / 2));
+    } else if (mine) {
+      out[group][part * 8 + g] = make_float2(mean, around);
+    }
+  }
+
+  // The same around a mean of the token that this thread copies.
+  __device__ void moments_around(const Tokens& x, HopperMoments& out, float mean) const {
+    constexpr float kShare = 4.f / kWidth;
+    float sum = 0.f, square = 0.f;
+#pragma unroll 1
+    for (int i = 0; i < kPieces; ++i) {
+      const uint4 bits = *reinterpret_cast<const uint4*>(x[piece + 4 * i][token]);
+      const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = unpack<T>(pairs[j]);
+        const float low = pair.x - mean, high = pair.y - mean;
+        sum += low + high;
+        square += low * low + high * high;
+      }
+    }
+#pragma unroll
+    for (int hop = 8; hop < 32; hop *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, hop);
+      square += __shfl_xor_sync(0xffffffffu, square, hop);
+    }
+    const float off = sum * kShare;
+    if (lane < 8) out[group][token] = make_float2(mean + off, fmaxf(square - sum * off, 0.f));
   }
 
   // Leaves to each warpgroup this one's part of its 8 tokens, and keeps its own.

@@ -34,8 +34,8 @@ from jair_kernels.cross_attention import triton_grad as attention_grad
 from jair_kernels.cross_attention import triton_once as attention_once
 from jair_kernels.gelu import triton as gelu
 from jair_kernels.query_pool import triton as query_pool
-from jair_kernels.query_pool import triton_grad as query_pool_grad
 from jair_kernels.query_pool import triton_rows as query_pool_rows
+from jair_kernels.query_pool import triton_softmax as query_pool_softmax
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
@@ -84,9 +84,8 @@ MODULES = (
     token_pool,
     tokenlearner,
     tokenfuser,
-    query_pool,
-    query_pool_grad,
     query_pool_rows,
+    query_pool_softmax,
     add_norm,
     gelu,
     attention,
@@ -173,7 +172,7 @@ def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
 
 
 def call_query_pool(dtype: torch.dtype, n: int, d: int, k: int) -> None:
-    """Shared queries and all options; then none, with queries of every image and images split over tokens."""
+    """Shared queries and all options; then none, with queries of every image."""
     for b, sets, norm in ((64, 1, True), (2, 2, False)):
         x, queries = torch.empty(b, n, d, dtype=dtype), torch.empty(sets, k, d, dtype=dtype)
         mask = torch.empty(b, n, dtype=torch.bool) if norm else None

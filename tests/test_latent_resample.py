@@ -64,3 +64,12 @@ def test_auto_takes_the_form_with_fewer_operations(l):
     # L < D / ((h - 1) + D / (2 N)) for queries counted with every sample
     assert cost.choose("auto", sizes) == ("absorbed" if l < 768 / (11 + 768 / 392) else "projected")
     assert cost.choose("projected", sizes) == "projected"
+
+
+@pytest.mark.parametrize(("itemsize", "most"), [(2, 34), (4, 53)])
+def test_auto_counts_bytes_on_a_gpu(itemsize, most):
+    """Scores of every head and pooled keys cost more there than their operations tell: fewer latents pay."""
+    for l in (1, 16, most, most + 1, 64, 128):
+        sizes = cost.Sizes(256, 196, 196, l, True, 768, 768, 12, 12, 64)
+        assert cost.choose("auto", sizes, itemsize) == ("absorbed" if l <= most else "projected")
+        assert cost.choose("projected", sizes, itemsize) == "projected"

@@ -56,7 +56,7 @@ def fused_latent_resample(
         eps: added to the variance in both norms.
         method: "projected" computes k and v of every token; "absorbed" moves wk into the queries and wv
             behind the pooling, which is fewer operations for few latents; both agree to rounding. "auto"
-            takes the one with fewer operations, from shapes alone.
+            takes the one with fewer operations, on a GPU counting bytes too, from shapes alone.
         backend: "reference" (always projected), "cpu", "triton"; None = the fastest that fits.
 
     Returns:

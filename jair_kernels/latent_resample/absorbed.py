@@ -56,54 +56,51 @@ def _weights(t: Tensors, o: Options) -> _Weights:
         if t.x_bias is not None:
             shift = wv.to(wide) @ t.x_bias.to(wide)
             bv = shift if bv is None else bv + shift
-        wk, wv = (w.to(wide) * t.x_weight.to(wide) for w in (wk, wv))
+        if not (wk.dtype == wv.dtype == t.x_weight.dtype == o.dtype):  # one dtype is rounded once anyway
+            wk, wv = wk.to(wide), wv.to(wide)
+        scale = t.x_weight.to(wk.dtype)
+        wk, wv = wk * scale, wv * scale
     split = (o.kv_heads, t.wk.shape[0] // o.kv_heads, t.wk.shape[1])
     wk, wv = (cast(w, o.dtype).reshape(split) for w in (wk, wv))
     return _Weights(wk, wv, None if bv is None else bv.view(split[:2]), folded)
 
 
 def _to_groups(rows: Tensor, g: int) -> Tensor:
-    """[S,L,h,d] as [g, S r L, d] with r = h / g."""
+    """[S,L,h,d] as [g, S L r, d] with r = h / g; a view where every head has its own keys."""
     s, l, h, d = rows.shape
-    return rows.view(s, l, g, h // g, d).permute(2, 0, 3, 1, 4).reshape(g, s * (h // g) * l, d)
+    return rows.view(s * l, g, h // g, d).transpose(0, 1).reshape(g, s * l * (h // g), d)
 
 
-def _from_groups(rows: Tensor, s: int, l: int, h: int) -> Tensor:
-    """And back."""
-    g, _, d = rows.shape
-    return rows.view(g, s, h // g, l, d).permute(1, 3, 0, 2, 4).reshape(s, l, h, d)
-
-
-def _by_sample(rows: Tensor, s: int, count: int) -> Tensor:
-    """[g, S r L, D_kv] as [S, count = h L, D_kv], the outputs of a pooling."""
-    g, _, width = rows.shape
-    split: Tensor = rows.unflatten(1, (s, count // g))
-    return split.transpose(0, 1).reshape(s, count, width)
-
-
-def _by_group(rows: Tensor, g: int) -> Tensor:
-    """And back."""
-    s, count, width = rows.shape
-    return rows.view(s, g, count // g, width).transpose(0, 1).reshape(g, s * (count // g), width)
+def _times(rows: Tensor, weights: Tensor) -> Tensor:
+    """Every head's rows [S,L,h,a] times the weight of its group, of weights [g,a,c]: [S,L,h,c]."""
+    (s, l, h, _), (g, _, width) = rows.shape, weights.shape
+    grouped = _to_groups(rows, g)
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if rows.is_cuda and h == g and not traced:
+        # Where it belongs: the rows of a pooling are as many bytes as the tokens, or more.
+        product = rows.new_empty((s * l, g, width))
+        torch.bmm(grouped, weights, out=product.transpose(0, 1))
+    else:
+        product = torch.bmm(grouped, weights).view(g, s * l, h // g, width).transpose(0, 1)
+    return product.reshape(s, l, h, width)
 
 
 def _queries(t: Tensors, o: Options, z: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
-    """(scale q by group, queries [S, h L, D_kv]) from the normalised latents."""
+    """(scale q, queries [S, L h, D_kv]) from the normalised latents."""
     d = t.wq.shape[0] // o.num_heads
     q = _blocks.linear(z, cast(t.wq, o.dtype), t.bq) * d**-0.5
-    l = t.latents.shape[-2]
-    grouped = _to_groups(q.view(samples(t), l, o.num_heads, d), o.kv_heads)
-    return grouped, _by_sample(torch.bmm(grouped, weights.wk), samples(t), o.num_heads * l)
+    q = q.view(samples(t), t.latents.shape[-2], o.num_heads, d)
+    return q, _times(q, weights.wk).flatten(1, 2)
 
 
 def _empty(softmax: Tensor, l: int) -> Tensor:
     """[B,L,h,1]: where there was nothing to attend, and the inverse of the softmax's sum is 0."""
     b, count, _ = softmax.shape
-    return (softmax[..., 1] == 0).view(b, count // l, l).transpose(1, 2).unsqueeze(3)
+    return (softmax[..., 1] == 0).view(b, l, count // l, 1)
 
 
 class _Absorbed(torch.autograd.Function):
-    """Saves inputs, the pooled keys [B,h L,D_kv], the attention's output, max and 1/sum, statistics."""
+    """Saves inputs, the pooled keys [B,L h,D_kv], the attention's output, max and 1/sum, statistics."""
 
     generate_vmap_rule = True
 
@@ -123,17 +120,16 @@ class _Absorbed(torch.autograd.Function):
         b, l = t.x.shape[0], t.latents.shape[-2]
         latents, z, stats_z = latent_rows(t, o)
         weights = _weights(t, o)
-        _grouped, queries = _queries(t, o, z, weights)
+        _q, queries = _queries(t, o, z, weights)
         keys, stats_keys = cast(t.x, dtype), t.x.new_empty((0,))
         if attend_latents:
             _rows, normed, stats_keys = token_rows(t, mask, o)
             keys = keys_of(normed, z.view(latents.shape), b, t.x.shape[1], o)
         pool = block("query_pool", backend).forward
         pooled, softmax, stats = pool(keys, queries, extended(mask, t, o), weights.folded, eps)
-        out = torch.bmm(_by_group(pooled, kv_heads), weights.wv.mT)
+        out = _times(pooled.unflatten(1, (l, num_heads)), weights.wv.mT)
         if weights.bv is not None:
-            out = out + weights.bv.to(dtype).unsqueeze(1)
-        out = _from_groups(out, b, l, num_heads)
+            out = out + weights.bv.to(dtype).repeat_interleave(num_heads // kv_heads, 0)
         if mask is not None and not attend_latents:
             out = out.masked_fill(_empty(softmax, l), 0)
         y = _blocks.linear(out.flatten(0, 1).flatten(1), cast(t.wo, dtype), t.bo)
@@ -162,7 +158,7 @@ class _Absorbed(torch.autograd.Function):
         latents = latent_rows(t, o, stats_z)[0]
         z = _blocks.norm_again(o.backend, latents.flatten(0, -2), stats_z, latents_norm)
         weights = _weights(t, o)
-        grouped, queries = _queries(t, o, z, weights)
+        q, queries = _queries(t, o, z, weights)
 
         dy = cast(dy, o.dtype)
         last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
@@ -170,10 +166,10 @@ class _Absorbed(torch.autograd.Function):
         dout = last.through(dy).view(out.shape)
         if mask is not None and not o.attend_latents:
             dout = dout.masked_fill(_empty(softmax, l), 0)
+        dpooled = _times(dout, weights.wv).flatten(1, 2)
         dout = _to_groups(dout, o.kv_heads)
-        dwv = torch.bmm(dout.mT, _by_group(pooled, o.kv_heads)).flatten(0, 1)
+        dwv = torch.bmm(dout.mT, _to_groups(pooled.unflatten(1, (l, o.num_heads)), o.kv_heads)).flatten(0, 1)
         dbv = dout.sum(1, dtype=accumulate_dtype(o.dtype)).flatten()
-        dpooled = _by_sample(torch.bmm(dout, weights.wv), b, o.num_heads * l)
 
         keys, rows = cast(t.x, o.dtype), None
         if o.attend_latents:
@@ -184,11 +180,10 @@ class _Absorbed(torch.autograd.Function):
         dkeys, dqueries = pool(
             dpooled, keys, queries, extended(mask, t, o), pooled, softmax, stats, weights.folded
         )
-        dqueries = _by_group(dqueries, o.kv_heads)
-        dwk = torch.bmm(grouped.mT, dqueries).flatten(0, 1)
-        dgrouped = torch.bmm(dqueries, weights.wk.mT)
-        d = t.wq.shape[0] // o.num_heads
-        dq = (_from_groups(dgrouped, samples(t), l, o.num_heads) * d**-0.5).flatten(0, 1).flatten(1)
+        dqueries = dqueries.unflatten(1, (l, o.num_heads))
+        dwk = torch.bmm(_to_groups(q, o.kv_heads).mT, _to_groups(dqueries, o.kv_heads)).flatten(0, 1)
+        dq = _times(dqueries, weights.wk.mT) * q.shape[3] ** -0.5
+        dq = dq.flatten(0, 1).flatten(1)
         dz = dq @ cast(t.wq, o.dtype)
 
         if rows is None:

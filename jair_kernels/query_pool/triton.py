@@ -1,85 +1,24 @@
-"""query_pool in Triton: one program scores a segment of tokens by a chunk of the queries and pools it."""
+"""query_pool on a GPU: PyTorch's matrix products with Triton kernels between them.
+
+    S = xhat queries^T      P = softmax over tokens of S      y = P^T xhat
+    dP = xhat dY^T          dS = P (dP - sum_n P dP)          dqueries = dS^T xhat
+    dx = LN'(P dY + dS queries)
+
+Scores and dP are left in float32 by their products, P and dS rounded for the next ones, as y is.
+"""
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
-from jair_kernels._triton import Config, ceil_div, configured, launch, precision, rows_contiguous, symbolic
-from jair_kernels._triton_loops import before_copies
-from jair_kernels._triton_pool import (
-    add_to_softmax,
-    exponentials,
-    finish_softmax,
-    mask_arguments,
-    merge,
-    parts_of,
-    split_tokens,
-    store_softmax,
-    tokens_kept,
-)
-from jair_kernels.query_pool.triton_grad import backward
-from jair_kernels.query_pool.triton_rows import (
-    MAX_CHUNK,
-    query_stride,
-    read_statistics,
-    read_tokens,
-    statistics,
-    times_rows,
-)
+from jair_kernels._plain import zero_masked
+from jair_kernels._triton import symbolic
+from jair_kernels.query_pool.triton_rows import normalised, through_norm
+from jair_kernels.query_pool.triton_softmax import score_gradient, weights_of
 
 __all__ = ["backward", "forward"]
 
 Tensor = torch.Tensor
-
-
-@triton.jit
-def forward_kernel(
-    x, queries, mask, stats, scores, y, softmax, N, D, K, x_b, x_n, q_b, m_b, m_n, splits, segment,
-    NORM: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Scores of one segment into memory, their softmax, then the pooled columns, BLOCK_P at a time."""
-    chunks = tl.cdiv(K, BLOCK_K)
-    place = (tl.program_id(0) // chunks).to(tl.int64)
-    b, begin = place // splits, (place % splits) * segment
-    end = tl.minimum(begin + segment, N)
-    k = (tl.program_id(0) % chunks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_image, q_image = x + b * x_b, queries + b * q_b
-    top, total = tl.full([BLOCK_K], float("-inf"), tl.float32), tl.full([BLOCK_K], 0.0, tl.float32)
-    for n0 in range(begin, end, BLOCK_N):
-        n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-        keep, row = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK), b * N + n
-        mean, rstd = read_statistics(stats, row, keep, NORM)
-        s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        before_copies()
-        for d0 in range(0, D, BLOCK_D):
-            d = d0 + tl.arange(0, BLOCK_D)
-            xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
-            s = times_rows(s, xt, q_image, k, d, D, K, PRECISION)
-        tl.store(scores + row[:, None] * K + k[None, :], s, mask=(n < end)[:, None] & (k < K)[None, :])
-        top, total = add_to_softmax(top, total, tl.where(keep[:, None], s, float("-inf")))
-    top, inverse = finish_softmax(top, total)
-    store_softmax(softmax + 2 * place * K, k, K, top, inverse)
-    tl.debug_barrier()  # the scores just written are read below by other threads
-    for d0 in range(0, D, BLOCK_P):
-        d = d0 + tl.arange(0, BLOCK_P)
-        acc = tl.zeros([BLOCK_K, BLOCK_P], tl.float32)
-        before_copies()
-        for n0 in range(begin, end, BLOCK_N):
-            n = n0 + tl.arange(0, BLOCK_N).to(tl.int64)
-            keep, row = tokens_kept(mask, b, n, end, m_b, m_n, HAS_MASK), b * N + n
-            mean, rstd = read_statistics(stats, row, keep, NORM)
-            inside = keep[:, None] & (k < K)[None, :]
-            s = tl.load(scores + row[:, None] * K + k[None, :], mask=inside, other=float("-inf"))
-            xt = read_tokens(x_image + n * x_n, keep, mean, rstd, d, D, NORM)
-            weights = exponentials(s, top, keep).to(xt.dtype)
-            acc = tl.dot(tl.trans(weights), xt, acc, input_precision=PRECISION)
-        # 1/sum from memory, behind the barrier: kept in registers beside acc it would spill.
-        acc *= tl.load(softmax + 2 * (place * K + k) + 1, mask=k < K, other=0.0)[:, None]
-        out = y + (place * K + k)[:, None] * D + d[None, :]
-        tl.store(out, acc.to(y.dtype.element_ty), mask=(k < K)[:, None] & (d < D)[None, :])
 
 
 def forward(
@@ -87,27 +26,71 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op's forward: y [B,K,D] in x's dtype, max and 1/sum [B,K,2] and stats (with `norm` [B,N,2])."""
     (b, n, d), k = x.shape, queries.shape[1]
-    y, softmax = x.new_empty((b, k, d)), x.new_empty((b, k, 2), dtype=torch.float32)
     if not symbolic(b) and b == 0:
-        return y, softmax, x.new_empty((b, n, 2) if norm else (0,), dtype=torch.float32)
-    x, queries = rows_contiguous(x), queries.contiguous()
-    stats = statistics(x, mask, norm, eps)
-    scores = x.new_empty((b, n, k), dtype=torch.float32)
+        softmax, stats = (
+            x.new_empty(size, dtype=torch.float32) for size in ((b, k, 2), (b, n, 2) if norm else (0,))
+        )
+        return x.new_empty((b, k, d)), softmax, stats
+    xhat, stats = _tokens(x, mask, norm, eps, None)
+    p, softmax = weights_of(_scores(xhat, queries), mask, x)
+    return torch.bmm(p.mT, xhat), softmax, stats
 
-    def run(config: Config) -> tuple[Tensor, Tensor, Tensor]:
-        chunks = ceil_div(k, config["BLOCK_K"])
-        splits, segment = split_tokens(b, n, chunks, config)
-        parts, part_softmax, merged = parts_of(y, softmax, splits)
-        blocks = {name: size for name, size in config.items() if name != "SEGMENT"}
-        mask_or_x, *mask_strides = mask_arguments(mask, x)
-        launch(
-            forward_kernel, (b * splits * chunks,), x, x, queries, mask_or_x, stats if norm else x, scores,
-            parts, part_softmax, n, d, k, *x.stride()[:2], query_stride(queries), *mask_strides, splits,
-            segment, NORM=norm, HAS_MASK=mask is not None, PRECISION=precision(x), **blocks,
-        )  # fmt: skip
-        if merged:
-            merge(parts, part_softmax, mask, n, y, softmax, False)
-        return y, softmax, stats
 
-    result: tuple[Tensor, Tensor, Tensor] = configured("query_pool_forward", x, min(k, MAX_CHUNK), run)
-    return result
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    queries: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    softmax: Tensor,
+    stats: Tensor,
+    norm: bool,
+) -> tuple[Tensor, Tensor]:
+    """The op's backward: dx [B,N,D] and dqueries like queries, in x's dtype."""
+    b = x.shape[0]
+    if not symbolic(b) and b == 0:
+        return x.new_empty(x.shape), queries.new_zeros(queries.shape)
+    xhat, _stats = _tokens(x, mask, norm, 0.0, stats)
+    p, ds = score_gradient(_scores(xhat, queries), _scores(xhat, dy), mask, x)
+    if _shared(queries):
+        rows, of_all = xhat.reshape(-1, x.shape[2]), ds.flatten(0, 1)
+        dqueries = _wide(of_all.mT, rows).to(x.dtype).unsqueeze(0)
+        g = (of_all @ queries[0]).view(x.shape)
+    else:
+        dqueries, g = torch.bmm(ds.mT, xhat), torch.bmm(ds, queries)
+    del xhat, ds
+    g.baddbmm_(p, dy)
+    if norm:
+        through_norm(g, x, mask, stats)
+    return g, dqueries
+
+
+def _tokens(
+    x: Tensor, mask: Tensor | None, norm: bool, eps: float, stats: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(xhat with masked rows 0, statistics of the rows), these from `stats` where they are given."""
+    if norm:
+        return normalised(x, mask, eps, stats)
+    return zero_masked(x, mask), x.new_empty((0,), dtype=torch.float32) if stats is None else stats
+
+
+def _scores(xhat: Tensor, queries: Tensor) -> Tensor:
+    """xhat queries^T [B,N,K] in float32, one product for the batch where the queries are shared."""
+    if _shared(queries):
+        return _wide(xhat.flatten(0, 1), queries[0].mT).view(*xhat.shape[:2], queries.shape[1])
+    return _wide(xhat, queries.mT)
+
+
+def _wide(a: Tensor, b: Tensor) -> Tensor:
+    """a b, of two or three axes, in float32: what the product has summed is not rounded."""
+    run = torch.mm if a.dim() == 2 else torch.bmm
+    if a.dtype == torch.float32:
+        return run(a, b)
+    if a.is_cuda:
+        return run(a, b, out_dtype=torch.float32)
+    return run(a.float(), b.float())  # only CUDA has products of another dtype
+
+
+def _shared(queries: Tensor) -> bool:
+    """Whether all images have the same queries."""
+    return not symbolic(queries.shape[0]) and queries.shape[0] == 1

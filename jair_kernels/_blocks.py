@@ -13,7 +13,8 @@ import torch
 
 import jair_kernels.add_norm
 import jair_kernels.cross_attention
-import jair_kernels.gelu  # noqa: F401
+import jair_kernels.gate
+import jair_kernels.gelu
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
 from jair_kernels._sums import column_sum, row_dot
@@ -137,7 +138,14 @@ def through_keys_and_values(dkv: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     if len(weights) == 1:
         return dkv @ weights[0]
     dk, dv = dkv.chunk(2, dim=1)
-    return torch.addmm(dk @ weights[0], dv, weights[1])
+    return added(dk @ weights[0], dv, weights[1])
+
+
+def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in the place of total, of which PyTorch would first make a copy."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return torch.addmm(total, a, b)
+    return total.addmm_(a, b)
 
 
 def split_heads(kv: Sequence[Tensor], b: int, n: int, width: int) -> tuple[Tensor, Tensor]:
@@ -157,6 +165,7 @@ class Gated:
     weight: Tensor
     bias: Tensor | None
     gate: Tensor | None
+    backend: str
     alike: bool = False
 
     def backward(
@@ -174,11 +183,16 @@ class Gated:
         if self.gate is None:
             product = dz.mT @ inner if need_weight else None
             return product, column_sum(dz) if need_bias else None, None
-        factor = self.gate.to(dz.dtype if dz.dtype == torch.float64 else torch.float32).tanh()
         centre = self._centre(inner) if need_gate else None
         rows = inner if centre is None else inner - centre
         product = dz.mT @ rows if need_weight or need_gate else None
         total = column_sum(dz) if self.bias is not None and (need_bias or need_gate) else None
+        if self.backend == "triton" and need_gate and product is not None:
+            fused = jair_kernels.gate.op.backward(product, self.weight, total, self.bias, centre, self.gate)
+            dweight, dbias, dgate = fused
+            dgate = dgate if self.gate.numel() > 1 else dgate.sum(0, keepdim=True)
+            return dweight, None if total is None else dbias, dgate
+        factor = self.gate.to(dz.dtype if dz.dtype == torch.float64 else torch.float32).tanh()
         dgate = None
         if need_gate and product is not None:
             along = row_dot(self.weight, product)
@@ -201,13 +215,23 @@ class Gated:
         """What the rows have in common, where it matters: their mean; wide dtypes have digits to spare."""
         if not self.alike or self.bias is None or inner.dtype not in (torch.bfloat16, torch.float16):
             return None
+        if inner.is_cuda and not torch.compiler.is_compiling() and inner.shape[0] > 0:
+            return inner.mean(0)  # which sums in float32 there
         mean: Tensor = column_sum(inner) / torch.sym_max(inner.shape[0], 1)
         return mean.to(inner.dtype)
 
     def through(self, dz: Tensor) -> Tensor:
         """The gradient that reaches `inner`."""
-        scaled = dz if self.gate is None else dz * self.gate.tanh().to(dz.dtype)
-        return scaled @ self.weight
+        if self.gate is None:
+            return dz @ self.weight
+        factor = self.gate.tanh().to(dz.dtype)
+        if (
+            self.backend == "triton"
+            and not torch.compiler.is_compiling()
+            and dz.shape[0] > self.weight.shape[1]
+        ):
+            return dz @ (self.weight * factor.unsqueeze(1))  # the smaller of both is scaled
+        return (dz * factor) @ self.weight
 
 
 def like_inputs(grads: dict[str, Tensor | None], inputs: Any, needed: Any) -> tuple[Tensor | None, ...]:

@@ -45,7 +45,7 @@ def backward(
     backend: str, dy: Tensor, a: Tensor, h: Tensor, p: Mlp, needs: tuple[bool, bool, bool, bool, bool]
 ) -> MlpGradients:
     """Gradients past the branch; that of the residual is dy itself. `needs`: w1, b1, w2, b2, gate."""
-    last = _blocks.Gated(p.w2, p.b2, p.gate)
+    last = _blocks.Gated(p.w2, p.b2, p.gate, backend)
     dh, g, total = block("gelu", backend).backward(last.through(dy), h, p.tanh, needs[1])
     dw2, db2, dgate = last.backward(dy, g, needs[2:])
     del g  # as large as h: not beside what follows

@@ -32,6 +32,7 @@ from jair_kernels.add_norm import triton as add_norm
 from jair_kernels.cross_attention import triton as attention
 from jair_kernels.cross_attention import triton_grad as attention_grad
 from jair_kernels.cross_attention import triton_once as attention_once
+from jair_kernels.gate import triton as gate
 from jair_kernels.gelu import triton as gelu
 from jair_kernels.query_pool import triton as query_pool
 from jair_kernels.query_pool import triton_rows as query_pool_rows
@@ -87,6 +88,7 @@ MODULES = (
     query_pool_rows,
     query_pool_softmax,
     add_norm,
+    gate,
     gelu,
     attention,
     attention_grad,
@@ -154,7 +156,7 @@ def call_attention(dtype: torch.dtype, l: int, n: int, h: int, h_kv: int, d: int
 
 
 def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
-    """add_norm and gelu as the layers use them, with all parameters and with none."""
+    """add_norm, gelu and gate as the layers use them, with all parameters and with none."""
     r = 64 * 196
     x, stats = torch.empty(r, d, dtype=dtype), torch.empty(r, 2)
     scale, one = torch.empty(d, dtype=dtype), torch.empty(1, dtype=dtype)
@@ -165,6 +167,11 @@ def call_row_ops(dtype: torch.dtype, d: int, m: int) -> None:
     for gradient in (None, x):
         add_norm.backward(x, gradient, x, stats, scale, scale)
     add_norm.backward(x, x, x, stats, None, None)
+    weight, total = torch.empty(d, m, dtype=dtype), torch.empty(d)
+    centre = torch.empty(m, dtype=dtype)
+    gate.backward(weight, weight, total, scale, centre, one)
+    gate.backward(weight, weight, total, scale, None, scale)
+    gate.backward(weight, weight, None, None, None, one)
     h = torch.empty(r, m, dtype=dtype)
     for sums, tanh in product((False, True), (False, True)):
         gelu.forward(h, tanh)

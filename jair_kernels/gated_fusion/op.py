@@ -26,7 +26,7 @@ class _Parts:
     """The sublayers of one block, their weights in the dtype of the products."""
 
     def __init__(
-        self, p: GatedFusionParams, num_heads: int, eps: float, tanh: bool, dtype: torch.dtype
+        self, p: GatedFusionParams, num_heads: int, eps: float, tanh: bool, dtype: torch.dtype, backend: str
     ) -> None:
         self.norm_t = Norm(p.norm_t_weight, p.norm_t_bias, eps)
         self.norm_f = Norm(p.norm_f_weight, p.norm_f_bias, eps)
@@ -35,7 +35,7 @@ class _Parts:
         self.wkv: tuple[Tensor, ...] = ()  # f holds keys and values
         if p.wk is not None and p.wv is not None:
             self.wkv = _blocks.key_value_weights(p.wk, p.wv, dtype)
-        self.out = _blocks.Gated(cast(p.wo, dtype), p.bo, p.alpha, alike=True)
+        self.out = _blocks.Gated(cast(p.wo, dtype), p.bo, p.alpha, backend, alike=True)
         self.mlp = Mlp(cast(p.w1, dtype), p.b1, cast(p.w2, dtype), p.b2, p.beta, tanh)
         self.num_heads = num_heads
         self.width = p.wq.shape[0] // num_heads
@@ -76,7 +76,7 @@ class _GatedFusion(torch.autograd.Function):
         *params: Optional,
     ) -> tuple[Tensor, ...]:
         p = GatedFusionParams(*params)  # type: ignore[arg-type]
-        s = _Parts(p, num_heads, eps, tanh, dtype)
+        s = _Parts(p, num_heads, eps, tanh, dtype, backend)
         b, l, width = t.shape
         t_rows, f = cast(t, dtype).reshape(b * l, width), cast(f, dtype)
         a, stats_t = _blocks.norm(backend, t_rows, s.norm_t)
@@ -117,7 +117,7 @@ class _GatedFusion(torch.autograd.Function):
         q, o, stats, middle, stats_t, stats_f, stats_mlp, h, *kv = tensors[count:]
         del tensors
         backend, dtype = ctx.backend, ctx.dtype
-        s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype)
+        s = _Parts(p, ctx.num_heads, ctx.eps, ctx.tanh, dtype, backend)
         need_t, need_f, *need_params = (ctx.needs_input_grad[i] for i in (0, 1, *range(10, 10 + count)))
         needs: Any = GatedFusionParams(*need_params)
         t_rows = cast(t, dtype).reshape(-1, t.shape[2])
@@ -140,7 +140,7 @@ class _GatedFusion(torch.autograd.Function):
         dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
 
         a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)
-        da = torch.addmm(dz, dq, s.wq) if ctx.jair else dq @ s.wq
+        da = _blocks.added(dz, dq, s.wq) if ctx.jair else dq @ s.wq  # dz has served
         dt, dt_weight, dt_bias = _blocks.norm_backward(
             backend, da, None if ctx.jair else dz, t_rows, stats_t, s.norm_t
         )

@@ -161,7 +161,7 @@ class _Absorbed(torch.autograd.Function):
         q, queries = _queries(t, o, z, weights)
 
         dy = cast(dy, o.dtype)
-        last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None)
+        last = _blocks.Gated(cast(t.wo, o.dtype), t.bo, None, o.backend)
         dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         dout = last.through(dy).view(out.shape)
         if mask is not None and not o.attend_latents:

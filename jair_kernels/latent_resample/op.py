@@ -92,7 +92,7 @@ class _Projected(torch.autograd.Function):
         keys = keys.flatten(0, 1)
 
         dy = cast(dy, dtype)
-        last = _blocks.Gated(cast(t.wo, dtype), t.bo, None)
+        last = _blocks.Gated(cast(t.wo, dtype), t.bo, None, backend)
         dwo, dbo, _gate = last.backward(dy, out.flatten(0, 1).flatten(1), (needs.wo, needs.bo, False))
         attention = block("cross_attention", backend).backward
         dout = last.through(dy).view(out.shape)

@@ -91,7 +91,7 @@ class _TransformerLayer(torch.autograd.Function):
         del a, h
         dz, dnorm2_weight, dnorm2_bias = _blocks.norm_backward(backend, grads.a, dy, middle, stats2, norm2)
 
-        last = _blocks.Gated(cast(p.wo, dtype), p.bo, None)
+        last = _blocks.Gated(cast(p.wo, dtype), p.bo, None, ctx.backend)
         dwo, dbo, _gate = last.backward(dz, o.view(b * n, width), (needs.wo, needs.bo, False))
         dout = last.through(dz).view(o.shape)
         q, k, v = qkv.view(b, n, 3, ctx.num_heads, width // ctx.num_heads).unbind(2)

@@ -145,7 +145,7 @@ def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b, in the place of total, of which PyTorch would first make a copy."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return torch.addmm(total, a, b)
-    return total.addmm_(a, b)
+    return torch.addmm(total, a, b, out=total)
 
 
 def split_heads(kv: Sequence[Tensor], b: int, n: int, width: int) -> tuple[Tensor, Tensor]:

@@ -223,7 +223,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not config.stash[_SESSION].recorded:
         return
-    path = Path(config.option.benchmark_json)
+    given = config.option.benchmark_json  # a name, or the file that pytest-benchmark has opened and closed
+    path = Path(getattr(given, "name", given))
     terminalreporter.section("speed-up over the fastest peer", sep="-")
     for line in rows.summary(rows.load(path)):
         terminalreporter.write_line(line)

@@ -41,13 +41,6 @@ __device__ inline void copy16(void* to, const void* from, bool inside) {
                : "memory");
 }
 
-// The same for 8 bytes.
-__device__ inline void copy8(void* to, const void* from, bool inside) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(shared_address(to)), "l"(from),
-               "r"(inside ? 8 : 0)
-               : "memory");
-}
-
 // This thread's copies since the last call are a group.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
@@ -96,9 +89,6 @@ __device__ inline void multiply_add(Accumulator& acc, const Fragment& a, uint32_
 }
 
 __device__ inline float exponential(float x) { return __expf(x); }
-
-// a / b within 2 units in the last place; 0 where b exceeds 2^126.
-__device__ inline float divide(float a, float b) { return __fdividef(a, b); }
 
 #endif
 

@@ -1,11 +1,8 @@
 // fused_tokenlearner on CUDA: its passes over x. What is as small as the weights is done around them, in
 // jair_kernels/tokenlearner/cuda.py.
 #include "cuda/tokenlearner_backward.cuh"
-#include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
-#include "cuda/tokenlearner_forward_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
-#include "cuda/tokenlearner_weights_hopper.cuh"
 
 #include "cuda/common.cuh"
 
@@ -16,14 +13,6 @@ template <typename T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.data_ptr());
 }
-
-int attribute(const Tensor& x, cudaDeviceAttr name) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, name, x.get_device()));
-  return value;
-}
-
-bool on_hopper(const Tensor& x) { return attribute(x, cudaDevAttrComputeCapabilityMajor) == 9; }
 
 // A pass's tensors, as both directions take them.
 struct LearnerCall {
@@ -43,8 +32,7 @@ struct LearnerCall {
     check_not_empty({batch(), tokens(), outputs(), hidden(), shares}, "tokenlearner");
     STD_TORCH_CHECK(outputs() <= 32 && hidden() <= kHidden, "tokenlearner: unexpected sizes");
     STD_TORCH_CHECK(tokens() < INT32_MAX / 2 && share_tokens > 0 && share_tokens % 32 == 0 &&
-                        shares * share_tokens >= tokens() && (shares - 1) * share_tokens < tokens() &&
-                        batch() * shares < INT32_MAX / 2,
+                        shares * share_tokens >= tokens() && (shares - 1) * share_tokens < tokens(),
                     "tokenlearner: unexpected shares");
     check_shape(wg, {hidden(), width()}, "wg");
     check_shape(c, {hidden()}, "c");
@@ -82,7 +70,9 @@ struct LearnerCall {
   }
 
   dim3 blocks() const {
-    return grid(std::min<int64_t>(attribute(x, cudaDevAttrMultiProcessorCount), batch() * shares));
+    int processors = 0;
+    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, x.get_device()));
+    return grid(std::min<int64_t>(processors, batch() * shares));
   }
 };
 
@@ -109,20 +99,6 @@ void dispatch(const Tensor& x, int64_t output_count, F&& f) {
   widths(__half{});
 }
 
-// f(outputs) with as few outputs as Hopper's kernels are made for, where there are any for so many.
-template <int kMost, typename F>
-bool hopper_outputs(int64_t outputs, F&& f) {
-  if (outputs > kMost) return false;
-  if constexpr (kMost >= 8) {
-    if (outputs <= 8) return f(Constant<8>{}), true;
-  }
-  if constexpr (kMost >= 16) {
-    if (outputs <= 16) return f(Constant<16>{}), true;
-  }
-  if constexpr (kMost >= 32) return f(Constant<32>{}), true;
-  return false;
-}
-
 std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e, Tensor w2, OptionalTensor b2,
                                         OptionalTensor mask, double eps, bool tanh, int64_t shares,
                                         int64_t share_tokens) {
@@ -136,20 +112,12 @@ std::tuple<Tensor, Tensor, Tensor> pool(Tensor x, Tensor wg, Tensor c, Tensor e,
   Tensor stats = empty(x, {call.batch(), call.tokens(), 2}, ScalarType::Float);
   dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
-    const auto run = [&](auto kernel, size_t shared, int threads) {
-      launch.with_shared(shared, kernel, call.blocks(), threads, call.arguments<T>(),
-                         cut ? nullptr : static_cast<T*>(y.data_ptr()),
-                         cut ? static_cast<float*>(y.data_ptr()) : nullptr, static_cast<float2*>(softmax.data_ptr()),
-                         static_cast<float2*>(stats.data_ptr()));
-    };
-    constexpr int kWidth = width.value, kRows = kWidth <= 768 ? 32 : 16;
-    const bool done = on_hopper(x) && hopper_outputs<kHopperOutputs<kWidth>>(call.outputs(), [&](auto fewest) {
-                        run(&learn_tokens_hopper<T, kWidth, fewest.value>,
-                            sizeof(HopperForwardShared<T, kWidth, fewest.value>), kHopperThreads);
-                      });
-    if (done) return;
-    run(&learn_tokens<T, kWidth, kRows, outputs.value>, sizeof(LearnerShared<T, kWidth, kRows, outputs.value>),
-        32 * kLearnerWarps<kWidth>);
+    constexpr int kRows = width.value <= 768 ? 32 : 16;
+    using Shared = LearnerShared<T, width.value, kRows, outputs.value>;
+    launch.with_shared(sizeof(Shared), &learn_tokens<T, width.value, kRows, outputs.value>, call.blocks(),
+                       32 * kLearnerWarps<width.value>, call.arguments<T>(),
+                       cut ? nullptr : static_cast<T*>(y.data_ptr()), cut ? static_cast<float*>(y.data_ptr()) : nullptr,
+                       static_cast<float2*>(softmax.data_ptr()), static_cast<float2*>(stats.data_ptr()));
   });
   return {y, softmax, stats};
 }
@@ -170,31 +138,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inputs(Tensor dy, Tensor x, Tensor wg
   Tensor dx = rows(call.width()), dh = rows(kHidden), g = rows(kHidden), ds = rows(call.outputs() <= 16 ? 16 : 32);
   dispatch(x, call.outputs(), [&](auto element, auto width, auto outputs) {
     using T = decltype(element);
-    constexpr int kWidth = width.value, kOutputs = outputs.value;
-    const LearnerGradients<T> out{data<T>(dy),
-                                  data<float2>(softmax),
-                                  data<float2>(stats),
-                                  data<float>(delta),
-                                  static_cast<T*>(dx.data_ptr()),
-                                  static_cast<T*>(dh.data_ptr()),
-                                  static_cast<T*>(g.data_ptr()),
-                                  static_cast<T*>(ds.data_ptr())};
-    using Hopper = HopperBackwardShared<T, kWidth, kOutputs>;
-    if constexpr (sizeof(Hopper) <= kHopperShared) {
-      if (on_hopper(x) && call.tokens() > kHopperRows) {
-        launch.with_shared(sizeof(Hopper), &learn_tokens_backward_hopper<T, kWidth, kOutputs>, call.blocks(),
-                           kHopperThreads, call.arguments<T>(), out);
-        return;
-      }
-    }
-    if constexpr (kWidth == 1024 && kOutputs == 32) {
+    if constexpr (width.value == 1024 && outputs.value == 32) {
       STD_TORCH_CHECK(false, "tokenlearner: unexpected sizes");
     } else {
-      constexpr int kRows = kWidth == 1024 || (kWidth == 768 && kOutputs == 32) ? 16 : 32;
-      using Shared = LearnerBackwardShared<T, kWidth, kRows, kOutputs>;
+      constexpr int kRows = width.value == 1024 || (width.value == 768 && outputs.value == 32) ? 16 : 32;
+      using Shared = LearnerBackwardShared<T, width.value, kRows, outputs.value>;
       static_assert(sizeof(Shared) <= 227 * 1024);
-      launch.with_shared(sizeof(Shared), &learn_tokens_backward<T, kWidth, kRows, kOutputs>, call.blocks(),
-                         32 * kLearnerWarps<kWidth>, call.arguments<T>(), out);
+      const LearnerGradients<T> out{data<T>(dy),
+                                    data<float2>(softmax),
+                                    data<float2>(stats),
+                                    data<float>(delta),
+                                    static_cast<T*>(dx.data_ptr()),
+                                    static_cast<T*>(dh.data_ptr()),
+                                    static_cast<T*>(g.data_ptr()),
+                                    static_cast<T*>(ds.data_ptr())};
+      launch.with_shared(sizeof(Shared), &learn_tokens_backward<T, width.value, kRows, outputs.value>, call.blocks(),
+                         32 * kLearnerWarps<width.value>, call.arguments<T>(), out);
     }
   });
   return {dx, dh, g, ds};
@@ -235,14 +194,9 @@ Tensor sums(Tensor x, OptionalTensor mask, Tensor stats, Tensor dh, Tensor g, Te
     in.stats = data<float2>(stats), in.dh = data<T>(dh), in.g = data<T>(g), in.ds = data<T>(ds);
     in.tokens = tokens, in.all = all, in.hidden = hidden, in.outputs = outputs, in.share_tokens = share_tokens;
     in.parts = static_cast<float*>(parts.data_ptr());
-    const dim3 blocks = grid(shares * (kWidth / kChunk));
-    if (on_hopper(x)) {
-      launch.with_shared(sizeof(HopperWeightShared<T, kChunk, padded.value>),
-                         &learn_weights_hopper<T, kWidth, kChunk, padded.value>, blocks, kHopperThreads, in);
-    } else {
-      launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
-                         &learn_weights<T, kWidth, kChunk, padded.value>, blocks, kWeightThreads, in);
-    }
+    launch.with_shared(sizeof(LearnerWeightShared<T, kChunk, padded.value>),
+                       &learn_weights<T, kWidth, kChunk, padded.value>, grid(shares * (kWidth / kChunk)),
+                       kWeightThreads, in);
   });
   return parts;
 }

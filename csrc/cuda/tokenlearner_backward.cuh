@@ -26,7 +26,7 @@ struct LearnerBackwardBlock : LearnerBackwardProducts<T, kWidth, kRows, kOutputs
   // Two neighbouring hidden units of a token.
   __device__ void store_hidden(T* to, const LearnerStep& step, int row, int h, uint32_t pair) const {
     if (step.n + row >= step.end) return;
-    *reinterpret_cast<uint32_t*>(to + (step.image(in) * in.tokens + step.n + row) * kHidden + h) = pair;
+    *reinterpret_cast<uint32_t*>(to + (step.image * in.tokens + step.n + row) * kHidden + h) = pair;
   }
 
   // The first row of this warp's tiles, and whether it has any.
@@ -114,7 +114,7 @@ struct LearnerBackwardBlock : LearnerBackwardProducts<T, kWidth, kRows, kOutputs
       const uint32_t pair = pack<T>(ds[i][0], ds[i][1]);
       *reinterpret_cast<uint32_t*>(shared.ds + at) = pair;
       if (step.n + row >= step.end) continue;
-      *reinterpret_cast<uint32_t*>(out.ds + (step.image(in) * in.tokens + step.n + row) * kOutputs + first) = pair;
+      *reinterpret_cast<uint32_t*>(out.ds + (step.image * in.tokens + step.n + row) * kOutputs + first) = pair;
     }
   }
 
@@ -230,7 +230,7 @@ struct LearnerBackwardBlock : LearnerBackwardProducts<T, kWidth, kRows, kOutputs
       }
     }
     __syncwarp();
-    T* to = out.dx + (step.image(in) * in.tokens + step.n) * kWidth + first + t * 8;
+    T* to = out.dx + (step.image * in.tokens + step.n) * kWidth + first + t * 8;
     const T* from = shared.x + first + t * 8;
 #pragma unroll
     for (int i = 0; i < kRows / 8; ++i) {
@@ -260,9 +260,9 @@ __global__ __launch_bounds__(32 * kLearnerWarps<kWidth>, 1) void learn_tokens_ba
   block.shared.fixed.load(in);
   if (step.item < items) block.load_tokens(step, 0);
   for (int buffer = 0; step.item < items; buffer ^= 1) {
-    if (step.image(in) != image) {
+    if (step.image != image) {
       __syncthreads();  // nobody reads dY of the image before
-      image = step.image(in);
+      image = step.image;
       block.load_image(image);
     }
     commit_copies();

@@ -67,18 +67,18 @@ struct LearnerBackwardProducts {
 
   // This warp's columns of the rows; rows that are not kept are zeros.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    const T* image = in.x + step.image(in) * in.x_image + warp * kColumns + t * 8;
+    const T* image = in.x + step.image * in.x_image + warp * kColumns + t * 8;
     T* to = shared.x + warp * kColumns + t * 8;
 #pragma unroll
     for (int i = 0; i < kRows / 8; ++i) {  // four lanes a row
       const int row = g + i * 8;
-      const bool keep = in.kept(step.image(in), step.n + row, step.end);
+      const bool keep = in.kept(step.image, step.n + row, step.end);
       copy_row<kPieces, 4>(to + row * Shared::kPitch, image + (keep ? step.n + row : 0) * in.x_token, t, keep);
     }
     if (warp == 0 && lane < kRows) {
-      const bool keep = in.kept(step.image(in), step.n + lane, step.end);
+      const bool keep = in.kept(step.image, step.n + lane, step.end);
       shared.keep[buffer][lane] = keep;
-      shared.stats[buffer][lane] = keep ? out.stats[step.image(in) * in.tokens + step.n + lane] : make_float2(0.f, 0.f);
+      shared.stats[buffer][lane] = keep ? out.stats[step.image * in.tokens + step.n + lane] : make_float2(0.f, 0.f);
     }
   }
 

@@ -2,8 +2,6 @@
 // tokens, sums over warps.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/tiles.cuh"
 
 namespace jair::cuda {
@@ -23,7 +21,7 @@ struct Learner {
   const float* b2;     // [K] or null, as is b2_narrow: one of them at most is given
   const T* b2_narrow;
   int64_t batch, tokens, hidden, outputs;
-  int64_t shares, share_tokens;  // parts of an image, fewer than 2^30 in all, and their tokens: a multiple of kRows
+  int64_t shares, share_tokens;  // parts of an image, and their tokens: a multiple of kRows
   float eps;
   bool tanh;
 
@@ -37,37 +35,9 @@ struct Learner {
   }
 };
 
-constexpr float kGeluScale = 1.5957691216057308f;  // 2 sqrt(2 / pi)
-
-template <bool kTanh>
-__device__ inline float gelu(float h) {
-  if constexpr (kTanh) return divide(h, 1.f + exponential(-kGeluScale * h * (1.f + 0.044715f * h * h)));
+__device__ inline float gelu(float h, bool tanh) {
+  if (tanh) return h / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
   return 0.5f * h * (1.f + erff(h * 0.7071067811865476f));
-}
-
-template <bool kTanh>
-__device__ inline float gelu_slope(float h) {
-  if constexpr (kTanh) {
-    const float gate = divide(1.f, 1.f + exponential(-kGeluScale * h * (1.f + 0.044715f * h * h)));
-    return gate + h * gate * (1.f - gate) * kGeluScale * (1.f + 0.134145f * h * h);
-  }
-  return 0.5f * (1.f + erff(h * 0.7071067811865476f)) + h * 0.3989422804014327f * exponential(-0.5f * h * h);
-}
-
-__device__ inline float gelu(float h, bool tanh) { return tanh ? gelu<true>(h) : gelu<false>(h); }
-__device__ inline float gelu_slope(float h, bool tanh) { return tanh ? gelu_slope<true>(h) : gelu_slope<false>(h); }
-
-// gelu(h) in the place of h, and with `slope` gelu'(h) there; one branch for all of them.
-template <int kCount>
-__device__ inline void gelus(float (&h)[kCount], bool tanh, float* slope = nullptr) {
-  const auto each = [&](auto form) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (slope) slope[i] = gelu_slope<decltype(form)::value>(h[i]);
-      h[i] = gelu<decltype(form)::value>(h[i]);
-    }
-  };
-  tanh ? each(std::true_type{}) : each(std::false_type{});
 }
 
 // One row of kPieces times 16 bytes by kLanes lanes; both pointers are at the first piece of this one.
@@ -128,25 +98,28 @@ __device__ void score_tile(const T* hidden, const T* w2, int tile, int lane, Acc
   }
 }
 
+__device__ inline float gelu_slope(float h, bool tanh) {
+  if (tanh) {
+    const float gate = 1.f / (1.f + exponential(-1.5957691216057308f * h * (1.f + 0.044715f * h * h)));
+    return gate + h * gate * (1.f - gate) * 1.5957691216057308f * (1.f + 0.134145f * h * h);
+  }
+  return 0.5f * (1.f + erff(h * 0.7071067811865476f)) + h * 0.3989422804014327f * exponential(-0.5f * h * h);
+}
+
 // Tokens [n, end) of a share; one step takes kRows of them.
 struct LearnerStep {
-  int item, n, end;
+  int64_t item, image;
+  int n, end;
 
   template <typename T>
-  __device__ static LearnerStep first(const Learner<T>& in, int item) {
-    const int shares = static_cast<int>(in.shares);
-    const int64_t n = item % shares * in.share_tokens, end = n + in.share_tokens;
-    return {item, static_cast<int>(n), static_cast<int>(end < in.tokens ? end : in.tokens)};
+  __device__ static LearnerStep first(const Learner<T>& in, int64_t item) {
+    const int64_t image = item / in.shares, n = item % in.shares * in.share_tokens, end = n + in.share_tokens;
+    return {item, image, static_cast<int>(n), static_cast<int>(end < in.tokens ? end : in.tokens)};
   }
 
   template <typename T>
   __device__ LearnerStep next(const Learner<T>& in, int rows) const {
-    return last(rows) ? first(in, item + gridDim.x) : LearnerStep{item, n + rows, end};
-  }
-
-  template <typename T>
-  __device__ int image(const Learner<T>& in) const {
-    return in.shares == 1 ? item : item / static_cast<int>(in.shares);
+    return last(rows) ? first(in, item + gridDim.x) : LearnerStep{item, image, n + rows, end};
   }
 
   __device__ bool last(int rows) const { return n + rows >= end; }

@@ -47,12 +47,12 @@ struct LearnerBlock {
 
   // Rows that are not kept are zeros, whatever lies there. A warp takes whole rows, so that addresses are a row's.
   __device__ void load_tokens(const LearnerStep& step, int buffer) {
-    const T* image = in.x + step.image(in) * in.x_image + lane * 8;
+    const T* image = in.x + step.image * in.x_image + lane * 8;
     T* to = shared.x[buffer] + lane * 8;
 #pragma unroll
     for (int i = 0; i < kRows / kWarps; ++i) {
       const int row = warp + i * kWarps;
-      const bool keep = in.kept(step.image(in), step.n + row, step.end);
+      const bool keep = in.kept(step.image, step.n + row, step.end);
       copy_row<kWidth / 8, 32>(to + row * Shared::kPitch, image + (keep ? step.n + row : 0) * in.x_token, lane, keep);
       if (lane == 0) shared.keep[buffer][row] = keep;
     }
@@ -132,7 +132,7 @@ struct LearnerBlock {
       *reinterpret_cast<uint32_t*>(shared.hidden + row * Shared::kHiddenPitch + first + i) = pair;
     }
     const int64_t n = step.n + row;
-    if (first == 0 && n < step.end) stats[step.image(in) * in.tokens + n] = make_float2(mean, rstd);
+    if (first == 0 && n < step.end) stats[step.image * in.tokens + n] = make_float2(mean, rstd);
   }
 
   // Scores of 8 outputs, their weights below the largest score so far, and what earlier sums are to be scaled by. A

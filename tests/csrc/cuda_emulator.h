@@ -6,19 +6,14 @@
 #define JAIR_SHARED(name) unsigned char* name = ::emulator::block.shared.data()
 
 // Where the hardware would report a misaligned address.
-inline const void* aligned(const void* address, int bytes = 16) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes) throw std::runtime_error("misaligned address");
+inline const void* aligned(const void* address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16) throw std::runtime_error("misaligned address");
   return address;
 }
 
 inline void copy16(void* to, const void* from, bool inside) {
   aligned(to), aligned(from);
-  ::emulator::self().pending.push_back({to, inside ? from : nullptr, 16});
-}
-
-inline void copy8(void* to, const void* from, bool inside) {
-  aligned(to, 8), aligned(from, 8);
-  ::emulator::self().pending.push_back({to, inside ? from : nullptr, 8});
+  ::emulator::self().pending.push_back({to, inside ? from : nullptr});
 }
 
 inline void commit_copies() {
@@ -33,9 +28,9 @@ inline void wait_copies() {
   while (groups.size() > Pending) {
     for (const auto& copy : groups.front()) {
       if (copy.from) {
-        memcpy(copy.to, copy.from, copy.bytes);
+        memcpy(copy.to, copy.from, 16);
       } else {
-        memset(copy.to, 0, copy.bytes);
+        memset(copy.to, 0, 16);
       }
     }
     groups.pop_front();
@@ -85,6 +80,4 @@ inline void multiply_add(Accumulator& acc, const Fragment& a, uint32_t b0, uint3
   }
 }
 
-inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
-inline float divide(float a, float b) { return a / b; }
 inline float exponential(float x) { return std::exp(x); }

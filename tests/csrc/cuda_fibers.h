@@ -23,7 +23,6 @@ namespace emulator {
 struct Copy {
   void* to;
   const void* from;
-  size_t bytes;
 };
 
 struct Barrier {
@@ -36,8 +35,6 @@ struct Fiber {
   bool done = false;
   std::vector<Copy> pending;
   std::deque<std::vector<Copy>> groups;
-  std::vector<std::function<void()>> products;
-  std::deque<std::vector<std::function<void()>>> product_groups;
 };
 
 struct Block {
@@ -137,11 +134,6 @@ inline void __syncwarp() { emulator::sync_warp(); }
 template <typename V>
 V __shfl_xor_sync(unsigned, V value, int mask) {
   return emulator::exchange(value)[emulator::lane() ^ mask];
-}
-
-inline bool __any_sync(unsigned, bool value) {
-  for (bool other : emulator::exchange(value)) value |= other;
-  return value;
 }
 
 template <typename V>

@@ -2,11 +2,8 @@
 #include "cuda_fibers.h"
 
 #include "cuda/tokenlearner_backward.cuh"
-#include "cuda/tokenlearner_backward_hopper.cuh"
 #include "cuda/tokenlearner_forward.cuh"
-#include "cuda/tokenlearner_forward_hopper.cuh"
 #include "cuda/tokenlearner_weights.cuh"
-#include "cuda/tokenlearner_weights_hopper.cuh"
 
 #include <cstdio>
 #include <random>
@@ -65,29 +62,21 @@ struct Problem {
   }
 };
 
-// kRows = 0: as on Hopper
 template <typename T, int kWidth, int kRows, int kOutputs>
 double learn(int batch, int tokens, int hidden, int outputs, int shares, bool masked, bool tanh, float shift,
              int blocks, bool backwards = false) {
   std::mt19937 random(7);
   const int D = kWidth;
-  const Problem<T> given(random, D, kRows ? kRows : kHopperRows, batch, tokens, hidden, outputs, shares, masked, tanh,
-                         shift);
+  const Problem<T> given(random, D, kRows, batch, tokens, hidden, outputs, shares, masked, tanh, shift);
   const auto& [x, wg, w2, e, b2, c, mask, in] = given;
   std::vector<float> y(static_cast<size_t>(batch) * shares * outputs * D, NAN);
   std::vector<float2> pairs(batch * shares * outputs, make_float2(NAN, NAN)),
       stats(batch * tokens, make_float2(NAN, NAN));
-  if constexpr (kRows > 0) {
-    if (!emulator::run(
-            [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-            dim3(blocks), 32 * kLearnerWarps<kWidth>, sizeof(LearnerShared<T, kWidth, kRows, kOutputs>), backwards))
-      return INFINITY;
-  } else {
-    if (!emulator::run(
-            [&] { learn_tokens_hopper<T, kWidth, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
-            dim3(blocks), kHopperThreads, sizeof(HopperForwardShared<T, kWidth, kOutputs>), backwards))
-      return INFINITY;
-  }
+  using Shared = LearnerShared<T, kWidth, kRows, kOutputs>;
+  if (!emulator::run(
+          [&] { learn_tokens<T, kWidth, kRows, kOutputs>(in, nullptr, y.data(), pairs.data(), stats.data()); },
+          dim3(blocks), 32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
+    return INFINITY;
   double worst = 0;
   for (int b = 0; b < batch; ++b) {
     std::vector<double> scores(tokens * outputs);
@@ -236,16 +225,6 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   if (!emulator::run([&] { learn_tokens_backward<T, kWidth, kRows, kOutputs>(in, out); }, dim3(blocks),
                      32 * kLearnerWarps<kWidth>, sizeof(Shared), backwards))
     return INFINITY;
-  Host<T> hopper_dx(rows * D, random, NAN), hopper_dh(rows * kHidden, random, NAN), hopper_g = hopper_dh;
-  Host<T> hopper_ds(rows * kOutputs, random, NAN);
-  const bool on_hopper = tokens > kHopperRows && sizeof(HopperBackwardShared<T, kWidth, kOutputs>) <= kHopperShared;
-  LearnerGradients<T> hopper = out;
-  hopper.dx = hopper_dx.data.data(), hopper.dh = hopper_dh.data.data(), hopper.g = hopper_g.data.data();
-  hopper.ds = hopper_ds.data.data();
-  if (on_hopper && !emulator::run([&] { learn_tokens_backward_hopper<T, kWidth, kOutputs>(in, hopper); },
-                                  dim3(std::min(blocks, batch * shares)), kHopperThreads,
-                                  sizeof(HopperBackwardShared<T, kWidth, kOutputs>), backwards))
-    return INFINITY;
   auto off = [&](const std::vector<double>& want, const auto& got, int columns, int pitch) {
     double error = 0, size = 0;
     for (size_t row = 0; row < want.size() / columns; ++row) {
@@ -265,16 +244,10 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
   sums.dh = dh_out.data.data(), sums.g = g_out.data.data(), sums.ds = ds_out.data.data();
   sums.tokens = tokens, sums.all = rows, sums.hidden = hidden, sums.outputs = outputs;
   sums.share_tokens = share_tokens, sums.parts = parts.data();
-  std::vector<float> hopper_parts(count * size, NAN);
-  LearnerSums<T> hopper_sums = sums;
-  hopper_sums.parts = hopper_parts.data();
-  const dim3 blocks_of_sums(count * (kWidth / kChunk));
-  if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, blocks_of_sums, kWeightThreads,
-                     sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards) ||
-      !emulator::run([&] { learn_weights_hopper<T, kWidth, kChunk, kOutputs>(hopper_sums); }, blocks_of_sums,
-                     kHopperThreads, sizeof(HopperWeightShared<T, kChunk, kOutputs>), backwards))
+  if (!emulator::run([&] { learn_weights<T, kWidth, kChunk, kOutputs>(sums); }, dim3(count * (kWidth / kChunk)),
+                     kWeightThreads, sizeof(LearnerWeightShared<T, kChunk, kOutputs>), backwards))
     return INFINITY;
-  std::vector<double> want(size), got(size), got_on_hopper(size);
+  std::vector<double> want(size), got(size);
   for (size_t row = 0; row < rows; ++row) {
     const bool kept = mask[row];
     for (int h = 0; h < hidden; ++h) {
@@ -290,18 +263,15 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
     for (int k = 0; k < outputs; ++k) want[size - outputs + k] += ds_out.at(row * kOutputs + k);
   }
   for (int64_t part = 0; part < count; ++part) {
-    for (int64_t i = 0; i < size; ++i) {
-      got[i] += parts[part * size + i];
-      got_on_hopper[i] += hopper_parts[part * size + i];
-    }
+    for (int64_t i = 0; i < size; ++i) got[i] += parts[part * size + i];
   }
-  double weights[8] = {};
+  double weights[4] = {};
   const int64_t ends[] = {static_cast<int64_t>(hidden) * D, static_cast<int64_t>(hidden) * (D + outputs),
                           size - outputs, size};
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < 4; ++i) {
     double error = 0, norm = 1e-9;
-    for (int64_t j = i % 4 ? ends[i % 4 - 1] : 0; j < ends[i % 4]; ++j)
-      error += std::pow((i < 4 ? got : got_on_hopper)[j] - want[j], 2), norm += want[j] * want[j];
+    for (int64_t j = i ? ends[i - 1] : 0; j < ends[i]; ++j)
+      error += std::pow(got[j] - want[j], 2), norm += want[j] * want[j];
     weights[i] = std::sqrt(error / norm);
   }
   const double errors[] = {off(dx, dx_out, D, D),
@@ -311,23 +281,11 @@ double unlearn(int batch, int tokens, int hidden, int outputs, int shares, bool 
                            weights[0],
                            weights[1],
                            weights[2],
-                           weights[3],
-                           weights[4],
-                           weights[5],
-                           weights[6],
-                           weights[7]};
+                           weights[3]};
   double worst = 0;
-  if (on_hopper) {
-    for (double error : {off(dx, hopper_dx, D, D), off(dh, hopper_dh, hidden, kHidden),
-                         off(g, hopper_g, hidden, kHidden), off(ds, hopper_ds, outputs, kOutputs)}) {
-      worst = error <= worst ? worst : error;
-      printf("%.1e ", error);
-    }
-    printf("dx dh g ds, on Hopper\n");
-  }
   for (double error : errors) worst = error <= worst ? worst : error;
   for (double error : errors) printf("%.1e ", error);
-  printf("dx dh g ds; M dw2 db1 db2, on Hopper\n");
+  printf("dx dh g ds; M dw2 db1 db2\n");
   return worst;
 }
 
@@ -341,12 +299,6 @@ int main() {
       learn<__half, 128, 32, 32>(2, 50, 64, 32, 1, false, false, 30.f, 1),
       learn<B, 512, 32, 32>(2, 40, 50, 30, 1, true, true, 0.f, 1, true),
       learn<B, 1024, 16, 16>(1, 40, 64, 16, 2, false, true, 0.f, 2),
-      learn<B, 768, 0, 8>(3, 70, 64, 8, 1, false, false, 0.f, 2),
-      learn<B, 768, 0, 8>(3, 170, 40, 5, 2, true, true, 0.f, 2, true),
-      learn<__half, 384, 0, 32>(2, 33, 64, 20, 1, true, false, 30.f, 1),
-      learn<__half, 512, 0, 16>(4, 20, 64, 16, 1, true, true, 0.f, 3, true),
-      learn<B, 1024, 0, 8>(2, 150, 63, 7, 1, true, true, 0.f, 1),
-      learn<B, 512, 0, 16>(2, 1, 64, 16, 1, false, true, 0.f, 2),
   };
   const double back[] = {
       unlearn<B, 128, 32, 16>(3, 70, 64, 8, 1, false, false, 0.f, 2, false),

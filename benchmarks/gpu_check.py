@@ -101,7 +101,8 @@ def tests(check: Check) -> None:
     parallel = ["-n", workers, "--maxschedchunk=1"] if importlib.util.find_spec("xdist") else []
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.unlink(missing_ok=True)
-    command = python("-m", "pytest", "tests/gpu", "-q", "--tb=short", "-rf", "-p", "no:warnings")
+    # A name and its outcome a line: a run that is stopped leaves no report.
+    command = python("-m", "pytest", "tests/gpu", "-v", "--tb=short", "-rf", "-p", "no:warnings")
     check.run("tests", [*command, f"--junitxml={REPORT}", *parallel], 180)
 
 

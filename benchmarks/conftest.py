@@ -74,7 +74,8 @@ class Session:
             except RuntimeError as error:
                 told = f"{backend} failed: {str(error).strip().splitlines()[0]}"
                 # A machine without a compiler has no torch.compile; a failure of ours is ours.
-                samples[backend] = Sample(reason=told) if backend == "compile" else Sample(fault=told)
+                compiled = backend in ("compile", "flex")
+                samples[backend] = Sample(reason=told) if compiled else Sample(fault=told)
                 continue
             expected = result if expected is None else expected
             samples[backend].fault = contestants.disagreement(group, result, expected)

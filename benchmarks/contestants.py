@@ -97,11 +97,12 @@ def _function(op: str, backend: str, tuned: bool) -> Callable[..., torch.Tensor]
     reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
     if backend == "eager":
         return reference
-    if backend == "compile":
+    if backend in ("compile", "flex"):
         # Launches are hidden from the clock on a GPU, so a CUDA graph would only add copies of its inputs.
         # Tuning takes up to a minute a row.
         mode = "max-autotune-no-cudagraphs" if tuned else "default"
-        return torch.compile(reference, fullgraph=True, dynamic=False, mode=mode)
+        plain = reference if backend == "compile" else fusion.peer(op, backend)
+        return torch.compile(plain, fullgraph=True, dynamic=False, mode=mode)
     fused: Callable[..., torch.Tensor] = getattr(jair_kernels, op)
     return lambda **arguments: fused(**arguments, backend=backend)
 

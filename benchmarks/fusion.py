@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import flex_attention
 
 import jair_kernels
 from jair_kernels._fusion_samples import FusionCase as Draw
@@ -123,6 +124,13 @@ def attention_by_sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, enable_gqa=grouped)
 
 
+def attention_by_flex(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    """fused_cross_attention without masks by PyTorch's FlexAttention, which is meant to be compiled."""
+    grouped = q.shape[1] != k.shape[1]
+    y: Tensor = flex_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    return y
+
+
 @contextmanager
 def sdpa_inside(op: str) -> Iterator[None]:
     """Within the block the op's definition has PyTorch's own attention inside."""
@@ -131,12 +139,14 @@ def sdpa_inside(op: str) -> Iterator[None]:
 
 
 def peer(op: str, kind: str) -> Callable[..., Tensor]:
-    """The plain expression with attention as matmul and softmax ("eager") or as PyTorch's own ("sdpa")."""
+    """The plain expression with attention as matmul and softmax ("eager") or as PyTorch's own ("sdpa"); of
+    attention alone also FlexAttention ("flex").
+    """
     if kind == "eager":
         reference: Callable[..., Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
         return reference
     if op == "fused_cross_attention":
-        return attention_by_sdpa
+        return attention_by_flex if kind == "flex" else attention_by_sdpa
     plain = peer(op, "eager")
 
     def run(**named: Any) -> Tensor:

@@ -244,8 +244,9 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     if op in FUSION_OPS:
         table, more = ([row for row in rows if row[0].op == op] for rows in _FUSION[device])
         rest = [row for row in more if row not in table]
+        flex = ("flex",) if (op, device) == ("fused_cross_attention", "cuda") else ()  # FlexAttention
         return [
-            Group(op, c, dtype, way, FUSION_PEERS, late)
+            Group(op, c, dtype, way, (*FUSION_PEERS, *flex), late)
             for late, rows in ((False, table), (True, rest))
             for c, dtype in rows
             for way in DIRECTIONS

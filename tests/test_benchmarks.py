@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import jair_kernels
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
-from benchmarks import compare, conftest, contestants, machine, measure, readme, rows, shapes
+from benchmarks import compare, conftest, contestants, fusion, machine, measure, readme, rows, shapes
 from benchmarks.inputs import photo_tokens
 from benchmarks.model import ModelCase
 from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
@@ -200,6 +201,17 @@ def test_a_model_is_measured_with_its_parts_alike() -> None:
             assert contestants.disagreement(group, results[name], results["eager"]) is None
     assert len(results["cpu"][0]) == 2
     assert contestants.counts(group)["flops"] == 4 * jair_cost.macs(case.config(), 64, 16).total
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_the_same_attention() -> None:
+    for case in (replace(shapes.TO_IMAGE, b=2), replace(shapes.TO_MANY, n=100)):
+        group = Group(case.op, case, "fp32", "fwd")  # on a CPU it has no backward
+        problem = contestants.problem_of(group, "cpu", 0)
+        run = fusion.packed(case.op, case, fusion.peer(case.op, "flex"))
+        expected = problem.call(problem.function("eager"))(0)
+        assert contestants.disagreement(group, problem.call(run)(0), expected) is None
+    assert all("flex" in group.peers for group in shapes.groups("fused_cross_attention", "cuda", full=True))
 
 
 def test_sweeps_reach_their_ends() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,6 +245,24 @@ def test_bits_are_equal_from_run_to_run(op: str, backend: str, dtype: torch.dtyp
             assert_same(run(sample, backend), first)
         with poisoned_empty():
             assert_same(run(sample, backend), first)
+
+
+def test_two_processes_share_the_gpu() -> None:
+    """Both get the same bits while the other's kernels run beside theirs."""
+    program = [sys.executable, str(Path(__file__).with_name("small_calls.py"))]
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    both = [
+        subprocess.Popen(
+            program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=150)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    first, second = (output.splitlines()[-1] for output in outputs)
+    assert "results" in first
+    assert first == second
 
 
 @kernels

@@ -31,6 +31,7 @@ class Sample:
     seconds: list[float] = field(default_factory=list)
     saved_bytes: int = 0
     peak_bytes: int = 0
+    host_seconds: float | None = None  # on a GPU
 
 
 class Session:
@@ -89,6 +90,8 @@ class Session:
             calls[backend] = call
         for backend, seconds in measure.take_turns(calls, self.device, self.budget).items():
             samples[backend].seconds = seconds
+            if self.device == "cuda":
+                samples[backend].host_seconds = measure.host_seconds(calls[backend])
         return samples
 
     def _why_not(self, group: Group, problem: contestants.AnyProblem, backend: str) -> str | None:
@@ -193,6 +196,8 @@ def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Group, s
             peak_bytes=sample.peak_bytes,
             fraction_of_ceiling=session.ceiling_of(group, median),
         )
+        if sample.host_seconds is not None:
+            benchmark.extra_info["host_seconds"] = sample.host_seconds
         session.recorded += 1
         CLOCK.load(sample.seconds)
         benchmark.pedantic(CLOCK.replay, rounds=len(sample.seconds))

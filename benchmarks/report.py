@@ -61,7 +61,10 @@ def speed_table(results: list[Result], with_op: bool = False) -> list[str]:
 
 
 def cost_table(results: list[Result]) -> list[str]:
-    """Counts of every row: work, traffic, fraction of the ceiling, memory of ours and of the peers."""
+    """Counts of every row: work, traffic, fraction of the ceiling, memory of ours and of the peers, and where
+    it was measured the time of their own code on the host of a GPU.
+    """
+    on_host = any("host_seconds" in ours.counts for result in results for ours in result.ours)
     lines = []
     for result in results:
         for ours in result.ours:
@@ -75,11 +78,15 @@ def cost_table(results: list[Result]) -> list[str]:
             work.append(f"{counts['flops'] / counts['bytes']:.3g}")
             if result.direction == "fwd":
                 memory[0] = ""  # measured without gradients: nothing is saved
+            if on_host:
+                spent = (timing.counts.get("host_seconds") for timing in contestants)
+                memory.append(" / ".join("" if s is None else show_seconds(s) for s in spent))
             lines.append(
                 [*_names(result, ours), *work, f"{100 * counts['fraction_of_ceiling']:.2g} %", *memory]
             )
     header = ["case", "dtype", "pass", "backend", "FLOP", "bytes", "FLOP/byte", "of ceiling"]
-    return _table([*header, "saved: ours / peers", "peak: ours / peers"], lines, 4)
+    header += ["saved: ours / peers", "peak: ours / peers"] + ["host: ours / peers"] * on_host
+    return _table(header, lines, 4)
 
 
 def sweep_table(results: list[Result]) -> list[str]:
@@ -119,7 +126,8 @@ of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie
 two samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below,
 measured in the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside
 inputs and parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels
-also keep a working memory for each thread, which it does not see.
+also keep a working memory for each thread, which it does not see. On a GPU times are the device's, launches
+hidden; host: what a call's own code takes there, which small calls wait for.
 JAIR has random weights and looks at photographs."""
 
 

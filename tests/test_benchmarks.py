@@ -17,7 +17,7 @@ import jair_kernels
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
-from benchmarks import compare, conftest, contestants, fusion, machine, measure, readme, rows, shapes
+from benchmarks import compare, conftest, contestants, fusion, machine, measure, readme, report, rows, shapes
 from benchmarks.inputs import photo_tokens
 from benchmarks.model import ModelCase
 from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
@@ -261,6 +261,16 @@ def test_speedup_is_over_the_fastest_peer() -> None:
 def test_overlapping_samples_are_a_tie(ours: float, verdict: str) -> None:
     run = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=ours, eager=1e-3, compile=2e-3)))
     assert run.results[0].verdict(run.results[0].ours[0]) == verdict
+
+
+def test_the_host_has_a_column_where_it_was_measured() -> None:
+    counts = {"flops": 1, "bytes": 1, "fraction_of_ceiling": 0.5, "saved_bytes": 0, "peak_bytes": 0}
+    for host, told in ((None, []), (2e-4, ["host: ours / peers"])):
+        more = {} if host is None else {"host_seconds": host}
+        timings = {name: rows.Timing(name, 1, 1, 1, 3, counts | more) for name in ("triton", "eager")}
+        head, _, line = report.cost_table([rows.Result("fused_tokenlearner", "c", "bf16", "fwd", timings)])
+        assert [cell.strip() for cell in head.split("|")[1:-1]][10:] == told
+        assert ("200 us / 200 us" in line) == bool(told)
 
 
 def test_summary_leaves_out_rows_without_all_peers() -> None:

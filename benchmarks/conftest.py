@@ -75,8 +75,8 @@ class Session:
             except RuntimeError as error:
                 told = f"{backend} failed: {str(error).strip().splitlines()[0]}"
                 # A machine without a compiler has no torch.compile; a failure of ours is ours.
-                compiled = backend in ("compile", "flex")
-                samples[backend] = Sample(reason=told) if compiled else Sample(fault=told)
+                excused = backend in shapes.COMPILED
+                samples[backend] = Sample(reason=told) if excused else Sample(fault=told)
                 continue
             expected = result if expected is None else expected
             samples[backend].fault = contestants.disagreement(group, result, expected)

@@ -13,7 +13,7 @@ from benchmarks import fusion, inputs
 from benchmarks.fusion import FusionCase
 from benchmarks.model import ModelCase
 from benchmarks.model import Problem as ModelProblem
-from benchmarks.shapes import Group
+from benchmarks.shapes import COMPILED, Group
 from jair_kernels.token_pool import cost as pool_cost
 from jair_kernels.tokenfuser import cost as fuser_cost
 from jair_kernels.tokenlearner import cost as learner_cost
@@ -97,7 +97,7 @@ def _function(op: str, backend: str, tuned: bool) -> Callable[..., torch.Tensor]
     reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
     if backend == "eager":
         return reference
-    if backend in ("compile", "flex"):
+    if backend in COMPILED:
         # Launches are hidden from the clock on a GPU, so a CUDA graph would only add copies of its inputs.
         # Tuning takes up to a minute a row.
         mode = "max-autotune-no-cudagraphs" if tuned else "default"

@@ -14,6 +14,7 @@ DIRECTIONS = ("fwd", "fwdbwd")
 OURS = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 PEERS = ("eager", "compile")
 FUSION_PEERS = ("eager", "sdpa", "compile")  # attention as matmul and softmax, as PyTorch's own, compiled
+COMPILED = ("compile", "flex")  # peers by torch.compile: the definition, and FlexAttention
 POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
 OPS = (*POOLING_OPS, *FUSION_OPS, *MODEL_OPS)
 COMPOSED_OPS = FUSION_OPS[1:]  # most of whose work is PyTorch's matrix products
@@ -244,7 +245,7 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     if op in FUSION_OPS:
         table, more = ([row for row in rows if row[0].op == op] for rows in _FUSION[device])
         rest = [row for row in more if row not in table]
-        flex = ("flex",) if (op, device) == ("fused_cross_attention", "cuda") else ()  # FlexAttention
+        flex = ("flex",) if (op, device) == ("fused_cross_attention", "cuda") else ()
         return [
             Group(op, c, dtype, way, (*FUSION_PEERS, *flex), late)
             for late, rows in ((False, table), (True, rest))

@@ -17,6 +17,7 @@ import jair_kernels.gate
 import jair_kernels.gelu
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
+from jair_kernels._direct import watched
 from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
@@ -95,7 +96,7 @@ def key_value_weights(wk: Tensor, wv: Tensor, dtype: torch.dtype) -> tuple[Tenso
     """wk and wv [h_kv d, D_kv] in the dtype of the products: as one tensor, wk's rows first, where that moves
     no more bytes than two, because both are cast or lie one behind the other; else as they are.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if watched():
         both = cast(wk, dtype), cast(wv, dtype)
         return both if dtype in (wk.dtype, wv.dtype) else (torch.cat(both),)
     size = (2 * wk.shape[0], wk.shape[1])
@@ -143,7 +144,7 @@ def through_keys_and_values(dkv: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
 
 def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b, in the place of total, of which PyTorch would first make a copy."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if watched():
         return torch.addmm(total, a, b)
     return torch.addmm(total, a, b, out=total)
 

@@ -14,6 +14,13 @@ import torch
 PLAIN = (torch.Tensor, torch.nn.Parameter)  # what is neither fake nor traced nor distributed
 
 
+def watched() -> bool:
+    """Whether a transform or a compiler follows the call: then no result may be written into a tensor that is
+    there, and where a tensor lies says nothing.
+    """
+    return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
+
+
 def _alone(args: tuple[Any, ...]) -> bool:
     """Whether nothing stands between a call and its kernel: no transform or mode, no tracer, no gradient to
     record, and no tensor of a subclass or that its memory does not tell the whole of.

@@ -20,6 +20,7 @@ import torch
 from jair_kernels import _blocks
 from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, differentiable_once
 from jair_kernels._backends import block
+from jair_kernels._direct import watched
 from jair_kernels._plain import zero_masked
 from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample.arguments import (
@@ -75,8 +76,7 @@ def _times(rows: Tensor, weights: Tensor) -> Tensor:
     """Every head's rows [S,L,h,a] times the weight of its group, of weights [g,a,c]: [S,L,h,c]."""
     (s, l, h, _), (g, _, width) = rows.shape, weights.shape
     grouped = _to_groups(rows, g)
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if rows.is_cuda and h == g and not traced:
+    if rows.is_cuda and h == g and not watched():
         # Where it belongs: the rows of a pooling are as many bytes as the tokens, or more.
         product = rows.new_empty((s * l, g, width))
         torch.bmm(grouped, weights, out=product.transpose(0, 1))

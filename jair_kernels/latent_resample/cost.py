@@ -60,7 +60,7 @@ def balance(itemsize: int) -> int:
     return 143 if itemsize < 4 else 12
 
 
-def choose(method: str, s: Sizes, itemsize: int = 0) -> str:
+def choose(method: str, s: Sizes, itemsize: int | None = None) -> str:
     """What "auto" stands for: the form with fewer operations a sample, the queries of shared latents being
     made once for a batch of any size; so a sample's result does not depend on its batch. With the `itemsize`
     of the products a GPU is meant, on which the bytes that a form moves count too.
@@ -70,7 +70,7 @@ def choose(method: str, s: Sizes, itemsize: int = 0) -> str:
     projected = 2 * s.keys * s.h_kv * s.d * s.kv_width + 2 * s.l * s.keys * s.h * s.d
     small = s.l * s.h * s.d * s.kv_width * (1 if s.shared else 2)
     absorbed = 2 * s.l * s.keys * s.h * s.kv_width + small
-    if itemsize:
+    if itemsize is not None:
         projected = 2 * projected + balance(itemsize) * projected_bytes(s, itemsize)
         absorbed = 2 * absorbed + balance(itemsize) * absorbed_bytes(s, itemsize)
     return "absorbed" if absorbed < projected else "projected"

@@ -169,7 +169,8 @@ def run(
     pairs = (*(x_norm or (None, None)), *(latents_norm or (None, None)))
     t = Tensors(x, latents, wq, bq, wk, bk, wv, bv, wo, bo, *pairs)
     o = Options(num_heads, num_kv_heads, attend_latents, eps, dtype, backend)
-    if cost.choose(method, sizes(t, o), dtype.itemsize if backend == "triton" else 0) == "absorbed":
+    itemsize = dtype.itemsize if backend == "triton" else None
+    if cost.choose(method, sizes(t, o), itemsize) == "absorbed":
         return absorbed.run(t, mask, o)
     y: Tensor = apply(mask, *o, *t)[0]
     return y.view(x.shape[0], latents.shape[-2], y.shape[1])

@@ -112,6 +112,11 @@ def rows_contiguous(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def contiguous(parameter: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """A parameter as the kernels read it; where there is none, x, which they then do not read."""
+    return x if parameter is None else parameter.contiguous()
+
+
 def precision(x: torch.Tensor) -> str:
     """How float32 matrix products are done: PyTorch's own switch decides about TF32."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -15,8 +15,16 @@ import triton
 import triton.language as tl
 
 from jair_kernels._autograd import like_parameter
-from jair_kernels._triton import Config, ceil_div, configured, launch, padded, precision, symbolic
-from jair_kernels._triton_mlp import contiguous
+from jair_kernels._triton import (
+    Config,
+    ceil_div,
+    configured,
+    contiguous,
+    launch,
+    padded,
+    precision,
+    symbolic,
+)
 from jair_kernels._triton_pool import mask_arguments
 
 Tensor = torch.Tensor

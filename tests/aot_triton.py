@@ -27,7 +27,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from jair_kernels import _triton_grad, _triton_mlp, _triton_pool, _triton_rows
+from jair_kernels import (
+    _triton_grad,
+    _triton_hidden,
+    _triton_inputs,
+    _triton_mlp,
+    _triton_norm,
+    _triton_pool,
+    _triton_rows,
+)
 from jair_kernels.add_norm import triton as add_norm
 from jair_kernels.cross_attention import triton as attention
 from jair_kernels.cross_attention import triton_grad as attention_grad
@@ -35,7 +43,6 @@ from jair_kernels.cross_attention import triton_once as attention_once
 from jair_kernels.gate import triton as gate
 from jair_kernels.gelu import triton as gelu
 from jair_kernels.query_pool import triton as query_pool
-from jair_kernels.query_pool import triton_rows as query_pool_rows
 from jair_kernels.query_pool import triton_softmax as query_pool_softmax
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
@@ -78,14 +85,15 @@ ATTENTION_SHAPES = (
     (32, 257, 12, 12, 128),
 )
 MODULES = (
+    _triton_norm,
+    _triton_hidden,
+    _triton_inputs,
     _triton_mlp,
     _triton_grad,
     _triton_pool,
     _triton_rows,
     token_pool,
     tokenlearner,
-    tokenfuser,
-    query_pool_rows,
     query_pool_softmax,
     add_norm,
     gate,
@@ -141,6 +149,7 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
         token_pool.backward(y, x, scores, mask, y, softmax, sigmoid, True)
     y, softmax, stats = tokenlearner.forward(x, *parameters, mask, 1e-6, True)
     tokenlearner.backward(y, x, *parameters, mask, y, softmax, stats, True)
+    _triton_hidden.fold_and_dot(x, y, y, w1, b1, scale, shift)
     y, stats = tokenfuser.forward(x, tokens, *parameters, 1e-6, True)
     tokenfuser.backward(y, x, tokens, *parameters, stats, True)
 

@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import ceil_div, launch, rows_contiguous, symbolic
-from jair_kernels._triton_mlp import contiguous
+from jair_kernels._triton import ceil_div, contiguous, launch, rows_contiguous, symbolic
 from jair_kernels._triton_rows import (
     add_ranges,
     load_parameter,

@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from jair_kernels._triton import launch, padded, rows_contiguous
-from jair_kernels._triton_mlp import contiguous
+from jair_kernels._triton import contiguous, launch, padded, rows_contiguous
 from jair_kernels._triton_rows import new_gradient
 from jair_kernels.add_norm.triton import gate_factor
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 
 from jair_kernels._plain import zero_masked
+from jair_kernels._products import tokens_times, wide
 from jair_kernels._triton import symbolic
-from jair_kernels.query_pool.triton_rows import normalised, through_norm
+from jair_kernels._triton_norm import normalised, through_norm
 from jair_kernels.query_pool.triton_softmax import score_gradient, weights_of
 
 __all__ = ["backward", "forward"]
@@ -54,7 +55,7 @@ def backward(
     p, ds = score_gradient(_scores(xhat, queries), _scores(xhat, dy), mask, x)
     if _shared(queries):
         rows, of_all = xhat.reshape(-1, x.shape[2]), ds.flatten(0, 1)
-        dqueries = _wide(of_all.mT, rows).to(x.dtype).unsqueeze(0)
+        dqueries = wide(of_all.mT, rows).to(x.dtype).unsqueeze(0)
         g = (of_all @ queries[0]).view(x.shape)
     else:
         dqueries, g = torch.bmm(ds.mT, xhat), torch.bmm(ds, queries)
@@ -77,18 +78,8 @@ def _tokens(
 def _scores(xhat: Tensor, queries: Tensor) -> Tensor:
     """xhat queries^T [B,N,K] in float32, one product for the batch where the queries are shared."""
     if _shared(queries):
-        return _wide(xhat.flatten(0, 1), queries[0].mT).view(*xhat.shape[:2], queries.shape[1])
-    return _wide(xhat, queries.mT)
-
-
-def _wide(a: Tensor, b: Tensor) -> Tensor:
-    """a b, of two or three axes, in float32: what the product has summed is not rounded."""
-    run = torch.mm if a.dim() == 2 else torch.bmm
-    if a.dtype == torch.float32:
-        return run(a, b)
-    if a.is_cuda:
-        return run(a, b, out_dtype=torch.float32)
-    return run(a.float(), b.float())  # only CUDA has products of another dtype
+        return tokens_times(xhat, queries[0])
+    return wide(xhat, queries.mT)
 
 
 def _shared(queries: Tensor) -> bool:

@@ -10,9 +10,8 @@ import torch
 
 from jair_kernels._triton import ceil_div
 from jair_kernels._triton_grad import Parameters, gradients_of_sums
-from jair_kernels._triton_mlp import fold
+from jair_kernels._triton_hidden import fold, fold_and_dot
 from jair_kernels._triton_pool import PROGRAMS, merge
-from jair_kernels.tokenlearner.triton import fold_and_dot
 
 Tensor = torch.Tensor
 

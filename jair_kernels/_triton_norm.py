@@ -1,4 +1,4 @@
-"""Token rows in Triton: the LayerNorm of query_pool without scale and shift, its statistics and its backward.
+"""Token rows in Triton: the LayerNorm without scale and shift, its statistics and its backward.
 
 The LayerNorm is applied in float32 and rounded to x's dtype as PyTorch's is: no digits are lost in rows with
 |mean| >> std. A masked row is read as 0, so that a NaN in it reaches nothing.
@@ -29,12 +29,12 @@ def load_tokens(x, mask, row, R, N, d, D, x_b, x_n, m_b, m_n, HAS_MASK: tl.const
 
 
 @triton.jit
-def normalise_kernel(
-    x, mask, xhat, stats, R, N, D, x_b, x_n, m_b, m_n, eps, KEPT: tl.constexpr, HAS_MASK: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+def normalise_rows(
+    block, x, mask, xhat, stats, R, N, D, x_b, x_n, m_b, m_n, eps, KEPT: tl.constexpr, WRITE: tl.constexpr,
+    HAS_MASK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """xhat of a block of rows; KEPT: from their statistics, else these too, by way of the first element."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    """A block of rows: their statistics, by way of the first element, or KEPT ones; WRITE: xhat."""
+    row = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
     v, keep = load_tokens(x, mask, row, R, N, d, D, x_b, x_n, m_b, m_n, HAS_MASK)
     if KEPT:
@@ -49,9 +49,22 @@ def normalise_kernel(
         rstd = tl.where(keep, rstd, 0.0)
         tl.store(stats + 2 * row, mean, mask=row < R)
         tl.store(stats + 2 * row + 1, rstd, mask=row < R)
-    v = (v - mean[:, None]) * rstd[:, None]
-    at = xhat + row[:, None] * D + d[None, :]
-    tl.store(at, v.to(xhat.dtype.element_ty), mask=(row < R)[:, None] & (d < D)[None, :])
+    if WRITE:
+        v = (v - mean[:, None]) * rstd[:, None]
+        at = xhat + row[:, None] * D + d[None, :]
+        tl.store(at, v.to(xhat.dtype.element_ty), mask=(row < R)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def normalise_kernel(
+    x, mask, xhat, stats, R, N, D, x_b, x_n, m_b, m_n, eps, KEPT: tl.constexpr, HAS_MASK: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """xhat of a block of rows."""
+    normalise_rows(
+        tl.program_id(0), x, mask, xhat, stats, R, N, D, x_b, x_n, m_b, m_n, eps, KEPT, True, HAS_MASK,
+        BLOCK_R, BLOCK_D,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _runs(options: argparse.Namespace) -> list[Run]:
     """All, with every variant of the first seed first."""
-    variants, plan = choose(options.only), _plan(options)
+    variants = choose(options.only)
     return [
-        _run(options.out, variant, seed, plan, threads(options), options.device)
+        _run(options.out, variant, seed, _plan(options, variant), threads(options), options.device)
         for seed in options.seeds
         for variant in variants
     ]
@@ -84,13 +84,15 @@ def _run(folder: Path, variant: Variant, seed: int, plan: Plan, cores: int, devi
 
 
 def _told(result: Result) -> str:
-    return f"{100 * result['accuracy']:.1f} %, {result['train_seconds']:.0f} s"
+    seconds = result["train_seconds"]
+    return f"{100 * result['accuracy']:.1f} %" + ("" if seconds is None else f", {seconds:.0f} s")
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    given = (Stage(tuple(options.source), options.steps),)
+def _plan(options: argparse.Namespace, variant: Variant) -> Plan:
+    steps = round(options.steps * variant.length)
+    given = (Stage(tuple(options.source), steps),)
     return Plan(
-        stages=given if options.source else lessons(options.steps),
+        stages=given if options.source else lessons(steps),
         val=(options.val,),
         batch_size=options.batch_size,
         lr=options.lr,

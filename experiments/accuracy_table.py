@@ -69,7 +69,7 @@ def page(rows: list[Row], guesses: dict[str, Any]) -> str:
     reference = next((row.gmac for row in rows if row.variant.name == REFERENCE), None)
     for table, title in TABLES.items():
         shown = [row for row in rows if table in row.variant.tables]
-        if len(shown) > 1 or table == "fusion":
+        if any(row.variant.tables[0] == table for row in shown):
             lines += [f"## {title}", "", *_table(shown, reference), ""]
     return "\n".join(lines)
 

@@ -157,12 +157,13 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
     begin = ["--preset", "tiny", "--tokenizer", plan.tokenizer]
     for key, value in {**plan.base, **changes}.items():
         begin += ["--set", f"{key}={json.dumps(value)}"]
-    curve, steps = [], 0
+    curve, steps, broken = [], 0, False
     for number, stage in enumerate(plan.stages, start=1):
         last = number == len(plan.stages)
         folder = work if last else work.with_name(f"{work.name}-stage{number}")
         words = ["train", str(folder), *begin, *_words(seed, stage, plan)]
         words += ["--schedule", "cosine" if last else "constant"]
+        broken = broken or folder.exists()
         words += ["--resume"] if folder.exists() else []
         checkpoint = Path(call(words, threads).strip().splitlines()[-1])
         begin = ["--init", str(checkpoint)]
@@ -182,7 +183,7 @@ def train(seed: int, changes: dict[str, Any], plan: Plan, work: Path, threads: i
             name: _curve(run.of_source("probabilities", name)) for name in run.sources("probabilities")
         },
         "validations": run.validations,
-        "train_seconds": time.monotonic() - start,
+        "train_seconds": None if broken else time.monotonic() - start,
         **provenance(),
     }
 

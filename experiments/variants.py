@@ -21,11 +21,14 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: the tables it stands in, and what sets it apart from our model at `BASE`."""
+    """A row: the tables it stands in, its own first, what sets its model apart from ours at `BASE`, and how
+    many times the steps of the others it is trained.
+    """
 
     name: str
     tables: tuple[str, ...]
     changes: dict[str, Any]
+    length: float = 1.0
 
     def config(self, base: dict[str, Any], vocab_size: int) -> JAIRConfig:
         """The model of this row."""
@@ -38,11 +41,13 @@ TABLES = {
     "iterations": "Iterations",
     "tokens": "Tokens of each modality",
     "combination": "Combination in each iteration",
+    "budget": "As many operations in training",
 }
+LONGER = 1.9  # what the operations of "concat" are of ours
 VARIANTS = (
     Variant("ours", tuple(TABLES), {}),
     Variant("ours, stream text", ("fusion",), {"stream": "text"}),
-    Variant("concat", ("fusion",), {"fusion": "concat"}),
+    Variant("concat", ("fusion", "budget"), {"fusion": "concat"}),
     Variant("cross_attention", ("fusion",), {"fusion": "cross_attention"}),
     Variant("perceiver", ("fusion",), {"fusion": "perceiver"}),
     Variant("cotokenization", ("fusion",), {"fusion": "cotokenization"}),
@@ -52,6 +57,7 @@ VARIANTS = (
     *(Variant(f"{n} tokens", ("tokens",), {"num_latents": n}) for n in (4, 16, 32)),
     Variant("residual", ("combination",), {"combination": "residual"}),
     Variant("none", ("combination",), {"combination": "none"}),
+    Variant(f"ours, {LONGER} times the steps", ("budget",), {}, LONGER),
 )
 OURS, REFERENCE = "ours", "concat"
 

@@ -91,8 +91,8 @@ def weight_gradient_kernel(
         tl.store(to + K * H + h_at, db1, mask=h_at < H)
         if tl.program_id(1) == 0:
             # dS once more: on Hopper a product reads it from shared memory while the next block is copied
-            # there, and of what goes to registers as well Triton, to 3.9 at least, keeps a buffer too few (its
-            # issue 6691; `tests.aot_triton` looks for that).
+            # there, and of what goes to registers as well Triton, to 3.9 at least, keeps a buffer too few
+            # (its issue 6691; `tests.aot_triton` looks for that).
             db2 = tl.zeros([BLOCK_K], tl.float32)
             for t0 in range(begin, end, BLOCK_N):
                 t = t0 + tl.arange(0, BLOCK_N).to(tl.int64)

@@ -175,6 +175,7 @@ def test_a_table_of_two_runs(tmp_path: Path, table: Callable[..., int]) -> None:
             assert words[words.index("--init") + 1] == str(before)
         assert words[words.index("--schedule") + 1] == ("cosine" if i == 2 else "constant")
         assert "--resume" not in words
+    assert kept["train_seconds"] > 0
     page = (tmp_path / "README.md").read_text()
     assert [row[0] for row in rows(page) if row[-1] == "1"] == ["ours", "concat"]
     shown = rows(page)[:5]
@@ -199,12 +200,29 @@ def test_a_table_that_was_cut_short_goes_on(
     assert table() == 0
     assert "2 runs, 2 to do" in capsys.readouterr().err
     assert ["--resume" in words for words in calls(tmp_path, "ours-seed0-stage1")] == [False, True]
+    kept = {path.name: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
+    assert {name: result["train_seconds"] for name, result in kept.items()} == {
+        "ours-seed0.json": None,
+        "concat-seed0.json": None,
+    }
     assert table() == 0  # nothing is left to do
     assert "2 runs, 0 to do" in capsys.readouterr().err
     assert len(calls(tmp_path, "ours-seed0")) == 1
     assert table("--lr", "0.5") == 1  # finished runs are of another plan
     path = tmp_path / "runs" / "ours-seed0.json"
     assert f"accuracy: {path}: expected a run with lr 0.5, got one with 0.0004" in capsys.readouterr().err
+
+
+def test_a_row_with_more_steps(tmp_path: Path, table: Callable[..., int]) -> None:
+    name = "ours, 1.9 times the steps"
+    assert table("--only", name) == 0
+    kept = json.loads((tmp_path / "runs" / "ours-1.9-times-the-steps-seed0.json").read_text())
+    assert [stage["steps"] for stage in kept["settings"]["stages"]] == [6, 5, 4]  # of 15, not 8
+    assert kept["variant"] == name
+    page = (tmp_path / "README.md").read_text()
+    budget = rows(page.partition("## As many operations in training")[2])
+    assert [row[0] for row in budget[2:]] == ["ours", "concat", name]
+    assert rows(page)[2][1] == "3"  # the lessons shown are those of the others
 
 
 def test_a_row_is_trained_by_jair_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

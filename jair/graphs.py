@@ -67,27 +67,18 @@ class GraphedGenerate:
         """Answers [B, at most 1 + max_new_tokens]; arguments as in `JAIR.forward`, texts up to text_length.
 
         Raises:
-            ValueError: another batch size or image size, or a longer text.
+            TypeError, ValueError: as `JAIR.forward`; another batch size, or a longer text.
         """
-        batch, longest = self.input_ids.shape
-        if input_ids.ndim != 2 or len(input_ids) != batch or not 1 <= input_ids.shape[1] <= longest:
+        mask = self.model.check_inputs(pixel_values, input_ids, attention_mask)
+        (batch, longest), length = self.input_ids.shape, input_ids.shape[1]
+        if len(input_ids) != batch or length > longest:
             raise ValueError(
                 f"input_ids: expected shape [{batch}, 1 to {longest}], got {list(input_ids.shape)}"
             )
-        shape = list(self.pixel_values.shape)
-        if list(pixel_values.shape) != shape:
-            raise ValueError(f"pixel_values: expected shape {shape}, got {list(pixel_values.shape)}")
-        config, length = self.model.config, input_ids.shape[1]
-        if attention_mask is None:
-            attention_mask = input_ids != config.pad_token_id
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask: expected shape {list(input_ids.shape)} like input_ids, "
-                f"got {list(attention_mask.shape)}"
-            )
+        config = self.model.config
         self.pixel_values.copy_(pixel_values)
         self.input_ids.fill_(config.pad_token_id)[:, :length] = input_ids
-        self.mask.fill_(False)[:, :length] = attention_mask.bool()
+        self.mask.fill_(False)[:, :length] = mask
         self._encode()
         self.word.fill_(config.pad_token_id)
         words, done = [self.word.clone()], torch.zeros_like(self.word, dtype=torch.bool)

@@ -137,6 +137,13 @@ class JAIR(nn.Module):
         self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The fused tokens [B,K,D] and their mask (None: none is padding). Arguments as in `forward`."""
+        mask = self.check_inputs(pixel_values, input_ids, attention_mask)
+        text = self.text_encoder(self.embed(input_ids), mask)
+        tokens, kept = self.fusion(self.image_encoder(pixel_values), text, mask)
+        return self.fused_norm(tokens), kept
+
+    def check_inputs(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """The mask of the text, bool [B,L]; arguments and errors as in `forward`."""
         check_words("input_ids", input_ids, self.config.max_text_length, self.config.vocab_size)
         size = self.config.image_size
         check.main_input("pixel_values", pixel_values, "B 3 S S")
@@ -160,10 +167,7 @@ class JAIR(nn.Module):
                 f"attention_mask: expected shape {list(input_ids.shape)} like input_ids, "
                 f"got {list(attention_mask.shape)}"
             )
-        mask = attention_mask.bool()
-        text = self.text_encoder(self.embed(input_ids), mask)
-        tokens, kept = self.fusion(self.image_encoder(pixel_values), text, mask)
-        return self.fused_norm(tokens), kept
+        return attention_mask.bool()
 
     def embed(self, words: Tensor) -> Tensor:
         """words int64 [...] -> [...,D], as text encoder and decoder read them."""

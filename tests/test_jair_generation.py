@@ -174,9 +174,25 @@ def test_steps_of_a_recording_are_generate(fusion: str) -> None:
         ),
         (lambda m: GraphedGenerate(m, max_new_tokens=99), "max_new_tokens: expected at most max_target_l"),
         (lambda m: GraphedGenerate(m.train()), "model: expected one in evaluation mode"),
-        (lambda m: GraphedGenerate(m, max_new_tokens=8)(*batch(2)), "input_ids: expected shape .1, 1 to 10."),
+        (
+            lambda m: GraphedGenerate(m, max_new_tokens=8)(*batch(2)[:2]),
+            "input_ids: expected shape .1, 1 to 10.",
+        ),
     ],
 )
 def test_recordings_that_do_not_fit(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(small())
+
+
+def test_a_recording_casts_nothing() -> None:
+    pixels, words, _ = batch(1)
+    mask, answer = words != 0, GraphedGenerate(small(), max_new_tokens=2)
+    for arguments, message in (
+        ((pixels.half(), words, mask), "pixel_values: expected dtype float64 like the model's weights"),
+        ((pixels, words.float(), mask), "input_ids: expected dtype int64 or int32, got float32"),
+        ((pixels, words, mask.tolist()), "attention_mask: expected a tensor or None, got list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            answer(*arguments)
+    assert torch.equal(answer(pixels, words.int(), mask), answer(pixels, words, mask))

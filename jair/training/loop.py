@@ -126,6 +126,7 @@ class Trainer:
                 if self.validation.sources and (last or self.step % self.plan.val_every == 0):
                     shown = self.called if self.average is None else self.average.module
                     shown.eval()  # what is measured is what is saved
+                    self.workers.like_first(shown.buffers())
                     measured = self.validation.measure(partial(self._logits, shown))
                     if logs is not None:
                         logs.add({"step": self.step, **measured})

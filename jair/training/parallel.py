@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +76,21 @@ class Workers:
         dist.all_gather(rows, torch.cat([data, data.new_zeros(longest - len(data))]))
         return [json.loads(bytes(row[: int(n)].tolist())) for row, n in zip(rows, sizes, strict=True)]
 
+    def like_first(self, values: Iterable[Tensor]) -> None:
+        """What the first process has, in place."""
+        if self.count > 1:
+            for value in values:
+                dist.broadcast(value, 0)
+
     def wait(self) -> None:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
 
     def wrap(self, model: nn.Module, strategy: str) -> nn.Module:
-        """The model as it is called in training. Batch norms mix the samples of one process."""
+        """The model as it is called in training. Batch norms mix the samples of one process, and keep
+        statistics of them: the first one's are validated and saved.
+        """
         if self.count == 1:
             return model
         if strategy == "ddp":

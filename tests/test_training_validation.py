@@ -156,15 +156,28 @@ def test_a_source_that_cannot_be_read_is_named_before_the_first_step() -> None:
     Validation([numbers(5, range(4))], None, examples=5, **settings)  # type: ignore[arg-type]
 
 
+def write_captions(folder: Path, count: int) -> str:
+    """A folder of `count` captions, each split with its first photograph alone, as a source."""
+    for split in ("train", "val"):
+        photo = folder / split / "000000000.jpg"
+        photo.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(photo)
+        (folder / f"{split}.tsv").write_text("a dog\thttp://a\n" * count)
+    return f"cc:{folder}"
+
+
+def test_strict_is_for_validation_too(tmp_path: Path) -> None:
+    words = ("--val", write_captions(tmp_path / "cc", 2), "--strict", "--steps", "1")
+    made = CliRunner().invoke(app, arguments(tmp_path / "run", *words))
+    missing = tmp_path / "cc" / "val" / "000000001.jpg"
+    assert str(made.exception) == f"cc/caption: {missing}: missing image"
+
+
 def test_folders_of_one_kind_are_told_apart(tmp_path: Path) -> None:
     words = []
     for folder in ("cc3m", "cc12m"):
-        for split in ("train", "val"):
-            photo = tmp_path / folder / split / "000000000.jpg"
-            photo.parent.mkdir(parents=True)
-            Image.new("RGB", (32, 32)).save(photo)
-            (tmp_path / folder / f"{split}.tsv").write_text("a dog\thttp://a\n")
-        words += ["--source", f"cc:{tmp_path / folder}", "--val", f"cc:{tmp_path / folder}"]
+        source = write_captions(tmp_path / folder, 1)
+        words += ["--source", source, "--val", source]
     out = tmp_path / "run"
     made = CliRunner().invoke(app, arguments(out, *words, "--steps", "1"))
     assert made.exit_code == 0, made.output

@@ -129,7 +129,7 @@ def _run(
     image_size = JAIRConfig.preset(preset, **of_model).image_size
     sources, val = (SourceSpec.parse_all(settings[name]) for name in ("sources", "val"))
     opened = [open_source(spec, "train", **shares, image_size=image_size) for spec in sources]
-    held = [open_source(spec, "val", image_size=image_size) for spec in val]
+    held = [open_source(spec, "val", strict=shares["strict"], image_size=image_size) for spec in val]
     chosen = settings["tokenizer"]
     words = _tokenizer(chosen, opened, start, found is not None)
     model = _model(preset, of_model, chosen, words)

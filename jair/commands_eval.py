@@ -36,6 +36,7 @@ def evaluate(
     To test questions that are published without answers, as --split test of vqav2, they are only written.
     """
     from jair.commands import err
+    from jair.data.records import told
     from jair.data.sources import SourceSpec, open_source
     from jair.data.tokenizers import load_tokenizer
     from jair.evaluation import evaluate as run
@@ -70,6 +71,8 @@ def evaluate(
             progress=lambda done: progress.update(task, completed=done),
         )
     predictions = result.pop("predictions")
+    for line in told(opened):
+        typer.echo(line, err=True)
     if not opened.answered:
         typer.echo(f"nothing to score: no answers are published to {opened.name} {split}", err=True)
     typer.echo(json.dumps({"checkpoint": str(checkpoint), "split": split, **result}))

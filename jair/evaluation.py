@@ -105,7 +105,7 @@ def evaluate(
     finally:
         model.train(was_training)
     if not answers:
-        got = f"none ({source.skipped.total} skipped)"
+        got = f"none ({source.skipped.total} skipped{source.skipped.first})"
         raise ValueError(f"source: expected at least one example in {source.name}, got {got}")
     if source.answered:
         summary, predictions = scores(source.metric, examples, answers)

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,16 +19,19 @@ pytest.importorskip("PIL", reason="the extra 'models' is not installed")
 from PIL import Image  # noqa: E402
 
 from jair.data.examples import Example  # noqa: E402
+from jair.data.sources import Skipped  # noqa: E402
 from jair.evaluation import Prediction, evaluate, submission, write_submission  # noqa: E402
 
 
 class Listed:
     """A source that is a list of examples."""
 
-    def __init__(self, metric: str, examples: list[Example], skipped: int = 0) -> None:
+    def __init__(self, metric: str, examples: list[Example], *skipped: str) -> None:
         self.name, self.metric, self.examples, self.size = f"test/{metric}", metric, examples, len(examples)
         self.answered = True
-        self.skipped = SimpleNamespace(total=skipped)
+        self.skipped = Skipped()
+        for name in skipped:
+            self.skipped.add("missing image", name)
 
     def evaluation(self, limit: int | None = None, **_: int) -> Iterator[Example]:
         return iter(self.examples[:limit])
@@ -190,7 +192,12 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("metric", "examples", "options", "message"),
     [
-        ("exact", [], {}, "source: expected at least one example in test/exact, got none (3 skipped)"),
+        (
+            "exact",
+            [],
+            {},
+            "source: expected at least one example in test/exact, got none (1 skipped: 7.jpg: missing image)",
+        ),
         ("bleu", [], {}, "source.metric: expected 'vqa' or 'exact' or 'label' or 'caption', got 'bleu'"),
         ("exact", [], {"batch_size": 0}, "batch_size: expected an int >= 1, got 0"),
         ("exact", [], {"limit": 0}, "limit: expected an int >= 1, got 0"),
@@ -199,17 +206,18 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) 
 )
 def test_bad_input(metric: str, examples: list[Example], options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        evaluate(Parrot(), transformers.ByT5Tokenizer(), Listed(metric, examples, 3), **options)  # type: ignore[arg-type]
+        evaluate(Parrot(), transformers.ByT5Tokenizer(), Listed(metric, examples, "7.jpg"), **options)  # type: ignore[arg-type]
 
 
-def run_command(*arguments: str | Path) -> str:
-    """The standard output of `jair eval`; errors are raised."""
+def run_command(*arguments: str | Path, also: str = "") -> str:
+    """The standard output of `jair eval`; errors are raised. Its standard error has the text `also`."""
     from typer.testing import CliRunner
 
     from jair.commands import app
 
     result = CliRunner().invoke(app, ["eval", *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert also in result.stderr
     return result.stdout
 
 
@@ -224,8 +232,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples[1] = example("what?", said["predictions"][1].text, id="1", group="g", shade=40)
     options = ("--source", "test:x", "--split", "val", "--max-new-tokens", 4, "--out", tmp_path / "out.json")
     monkeypatch.setattr(sources.SourceSpec, "parse", lambda text: text)
-    monkeypatch.setattr(sources, "open_source", lambda spec, split, **_: Listed("exact", examples, 2))
-    printed = run_command(tmp_path / "model", *map(str, options))
+    monkeypatch.setattr(
+        sources, "open_source", lambda spec, split, **_: Listed("exact", examples, "8.jpg", "9.jpg")
+    )
+    told = "test/exact: 2 skipped, missing image: 8.jpg, 9.jpg"
+    printed = run_command(tmp_path / "model", *map(str, options), also=told)
     scores = json.loads(printed.splitlines()[-1])
     right = [p.text == e.answer for p, e in zip(said["predictions"], examples, strict=True)]
     assert scores == {

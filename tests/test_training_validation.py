@@ -18,7 +18,7 @@ pytest.importorskip("typer", reason="the extra 'train' is not installed")
 pytest.importorskip("aggdraw", reason="the extra 'train' is not installed")
 pytest.importorskip("tensorboard", reason="the extra 'train' is not installed")
 from PIL import Image
-from training_runs import arguments, records, run
+from training_runs import arguments, records, run, start
 from typer.testing import CliRunner
 
 from jair import JAIR
@@ -171,6 +171,18 @@ def test_strict_is_for_validation_too(tmp_path: Path) -> None:
     made = CliRunner().invoke(app, arguments(tmp_path / "run", *words))
     missing = tmp_path / "cc" / "val" / "000000001.jpg"
     assert str(made.exception) == f"cc/caption: {missing}: missing image"
+
+
+def test_what_any_process_skipped_is_named(tmp_path: Path) -> None:
+    options = ("--val", write_captions(tmp_path / "cc", 4), "--steps", "1")
+    process = start(arguments(tmp_path / "run", *options), processes=2)
+    told = [line for line in process.communicate(timeout=120)[1].splitlines() if " skipped, " in line]
+    assert process.returncode == 0
+    photos = [f"{tmp_path / 'cc' / 'val'}/{number:09d}.jpg" for number in range(4)]
+    assert told == [
+        f"cc/caption: 1 skipped, missing image: {photos[2]}",
+        f"cc/caption: 2 skipped, missing image: {photos[1]}, {photos[3]}",
+    ]
 
 
 def test_folders_of_one_kind_are_told_apart(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jair.data.sources import BadExample, Skipped
+from jair.data.sources import BadExample, Skipped, Source
 
 Record = TypeVar("Record")
 
@@ -24,6 +24,13 @@ def parsed(
             continue
         if record is not None:
             yield record
+
+
+def told(source: Source) -> list[str]:
+    """What a source has skipped, to be read: for each reason how many, and the first names."""
+    skipped = source.skipped
+    names = {reason: ", ".join(kept[:3]) for reason, kept in skipped.names.items()}
+    return [f"{source.name}: {n} skipped, {reason}: {names[reason]}" for reason, n in skipped.counts.items()]
 
 
 def lines(path: Path, skipped: Skipped) -> Iterator[tuple[str, tuple[int, str]]]:

@@ -206,6 +206,13 @@ def test_odd_rows_keep_the_numbers_of_the_others(row: bytes, reason: str, task: 
     assert {source.next().id for _ in range(30)} == {"0", "2"}
 
 
+def test_a_carriage_return_in_a_caption_ends_no_row(tmp_path: Path) -> None:
+    put(tmp_path / "train.tsv", b"a\rdog\thttp://a\r\nhttp://c\ta cat\r\n")
+    pictures(tmp_path / "train", "{:09d}.jpg")
+    found = [(example.id, example.answer.split()) for example in opened("cc", tmp_path).evaluation()]
+    assert found == [("0", ["a", "dog"]), ("1", ["a", "cat"])]
+
+
 def test_a_long_caption_is_a_caption(tmp_path: Path) -> None:
     words = "word " * 40_000  # more than the csv module takes for a cell
     put(tmp_path / "train.tsv", f"{words}\thttp://a\n".encode())

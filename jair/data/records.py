@@ -40,8 +40,8 @@ def lines(path: Path, skipped: Skipped) -> Iterator[tuple[str, tuple[int, str]]]
     Raises:
         OSError: the file cannot be read.
     """
-    # No splitlines: a line may have U+2028 and its like in it.
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    # No splitlines: a line may have U+2028 and its like in it, or a carriage return.
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             name = f"{path}:{number}"
             try:

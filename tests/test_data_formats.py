@@ -344,6 +344,10 @@ def test_a_mirror_image_has_other_words() -> None:
     assert np.array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
     assert (prompt, answer) == ("Right of the bright copyright?", "the left one")
     assert swap_sides(swap_sides("Left, right")) == "Left, right"
+    assert (
+        swap_sides("the leftmost cup, a right-hand turn, leftover")
+        == "the rightmost cup, a left-hand turn, leftover"
+    )
 
 
 def test_tasks() -> None:

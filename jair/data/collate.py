@@ -14,7 +14,7 @@ from jair.data.images import random_crop, to_pixels
 
 IGNORED = -100
 _SIDES = {"left": "right", "right": "left"}
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SIDE = re.compile(r"\b(left|right)(?=(?:most|hand|side|wards?)?\b)", re.IGNORECASE)
 
 
 class Collator:

@@ -92,12 +92,13 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "plan.json: expected JSON, got "),
+        (b"\xff{}", "plan.json: expected JSON, got "),
         ("[1]", "plan.json: expected a JSON object, got list"),
         ('{"step": 7}', "plan.json: expected fields among .*, steps, .*, got step"),
     ],
 )
-def test_bad_settings_in_a_file(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "plan.json").write_text(text)
+def test_bad_settings_in_a_file(text: str | bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(ValueError, match=message):
         read_settings(tmp_path / "plan.json")
 

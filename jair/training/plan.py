@@ -205,8 +205,8 @@ def read_settings(path: Path) -> dict[str, Any]:
             TypeError: "model" is no object. What other fields are is for `check_fields` to say.
     """
     try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, no UTF-8
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")

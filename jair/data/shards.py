@@ -96,7 +96,8 @@ class ShardSource:
                 return self._make(sample, np.random.default_rng([self._seed, self._epoch, self._position]))
             except BadExample as bad:
                 self._skip(bad)
-        raise ValueError(f"{self.name}: expected examples that can be read, got none in a whole epoch")
+        got = f"none in a whole epoch{self.skipped.first}"
+        raise ValueError(f"{self.name}: expected examples that can be read, got {got}")
 
     def _next_sample(self) -> dict[str, Any] | None:
         """None at the end of a shard."""

@@ -136,7 +136,8 @@ class RecordSource:
                 )
             except BadExample as bad:
                 self._skip(bad)
-        raise ValueError(f"{self.name}: expected examples that can be read, got none in a whole epoch")
+        got = f"none in a whole epoch{self.skipped.first}"
+        raise ValueError(f"{self.name}: expected examples that can be read, got {got}")
 
     def _next_index(self) -> int:
         while True:

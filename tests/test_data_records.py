@@ -145,6 +145,7 @@ LINE = {"Flikr30kID": "1.jpg", "sentence2": "s", "gold_label": "neutral", "pairI
         (json.dumps({**LINE, "gold_label": ["neutral"]}).encode(), "missing gold_label"),
         (b"[1]", "missing Flikr30kID"),
         (b"1" * 5000, "bad JSON line"),
+        (b"[" * 100_000, "bad JSON line"),
     ],
 )
 def test_odd_snli_ve_lines(line: bytes, reason: str, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_second_file_of_one_name_costs_only_itself(tmp_path: Path) -> None:
         ([("9.jpg", picture()), ("9.json", b'{"caption": null}')], "missing caption"),
         ([("9.jpg", picture()), ("9.json", b"[1]")], "missing caption"),
         ([("9.jpg", picture()), ("9.json", b"{}")], "missing caption"),
+        ([("9.jpg", picture()), ("9.json", b"[" * 100_000)], "missing caption"),
         ([("9.jpg", picture()), ("9.json", b'{"caption": "\\ud800"}')], "bad text"),
         ([("9.jpg", picture()), ("9.json", b'{"caption": " "}')], "empty caption"),
         ([("9.jpg", picture()), ("9.txt", b"caf\xe9")], "missing caption"),

@@ -95,7 +95,7 @@ def snli_ve(folder: Path, split: str, skipped: Skipped) -> Iterator[Asked]:
             return None
         try:
             entry = json.loads(line[1])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadExample("bad JSON line", name) from error
         image, sentence, label = (
             field(entry, key, name) for key in ("Flikr30kID", "sentence2", "gold_label")

@@ -204,7 +204,7 @@ class ShardSource:
 def _caption(sample: dict[str, Any], name: str) -> str:
     try:
         entry = {"caption": sample["txt"].decode()} if "txt" in sample else json.loads(sample["json"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise BadExample("missing caption", name) from error
     return one_line(field(entry, "caption", name), name)
 

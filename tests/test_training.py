@@ -233,6 +233,25 @@ def test_two_processes_are_one(strategy: str, frozen: tuple[str, ...], tmp_path:
     assert [record["step"] for record in records(two) if "loss" in record] == [1, 2, 3, 4]
 
 
+def test_shards_are_written_and_read_by_each_process(tmp_path: Path) -> None:
+    """A run on two processes that was interrupted, and one that was not, with batch norms and odd sizes."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    options = ("--source", "scenes", "--strategy", "fsdp", "--schedule", "constant", "--lr", "0.01")
+    run([*arguments(once, *options, dim=18), "--steps", "3"], processes=2)
+    run([*arguments(twice, *options, dim=18), "--steps", "2"], processes=2)
+    folder = checkpoint.resolve(twice)
+    assert len(list((folder / checkpoint.SHARDS).glob("*.safetensors"))) == 2
+    apart = {name for file in (folder / checkpoint.SHARDS).iterdir() for name in load_file(file)}
+    whole = load_file(folder / "training.safetensors")
+    assert {"weights.embedding.weight", "optimizer.embedding.weight.exp_avg"} <= apart
+    assert "random" in whole
+    assert not apart & set(whole)
+    run([*arguments(twice, *options, dim=18), "--steps", "3", "--resume"], processes=2)
+    assert records(twice) == records(once)
+    assert all(torch.equal(value, weights(twice)[name]) for name, value in weights(once).items())
+    assert not [path for path in twice.iterdir() if path.name.startswith(".")]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,8 +1,9 @@
 """Checkpoints: written beside their place and moved there whole, with a list of what they hold.
 
 A folder OUT/checkpoint-NNNNNNNN has a model as `JAIR.save_pretrained` writes it, its tokenizer, the weights
-in training and the optimizer's state (training.safetensors), all else (state.json), and, written last, sizes
-and digests of the other files (complete.json): without that, or if it does not agree, it is no checkpoint.
+in training and the optimizer's state (training.safetensors; what several processes hold in shards, in the
+files of shards/), all else (state.json), and, written last, sizes and digests of the other files
+(complete.json): without that, or if it does not agree, it is no checkpoint.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jair.encoders import optional_import
 from jair.pretrained import model_folder
 
 Tensor = torch.Tensor
-PREFIX, MARK = "checkpoint-", "complete.json"
+PREFIX, MARK, SHARDS = "checkpoint-", "complete.json", "shards"
 
 
 def write(
@@ -32,15 +33,19 @@ def write(
     tensors: dict[str, Tensor],
     state: dict[str, Any],
     keep: int,
+    shards: Path | None = None,
 ) -> Path:
     """Add a checkpoint and remove what is older than the newest `keep` whole ones, this one among them.
+
+    shards: a folder, as `shards_before` names it, that becomes part of it.
 
     Raises:
         OSError: it could not be written, and nothing of it is left.
     """
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(f".{PREFIX}*"):  # by a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
+        if left != shards:
+            shutil.rmtree(left, ignore_errors=True)
     place = out / f"{PREFIX}{step:08d}"
     temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=out))
     try:
@@ -48,6 +53,8 @@ def write(
         save_model(temporary)
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         optional_import("safetensors.torch").save_file(tensors, temporary / "training.safetensors")
+        if shards is not None:
+            shards.rename(temporary / SHARDS)
         (temporary / "state.json").write_text(json.dumps(state, indent=1, allow_nan=False))
         found = {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)}
         (temporary / MARK).write_text(json.dumps(found, indent=1))
@@ -58,7 +65,9 @@ def write(
         temporary.rename(place)
         _flush(out)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in (temporary, shards):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, optional_import("safetensors").SafetensorError):  # what it makes of a full disk
             raise OSError(f"{place}: could not be written: {error}") from error
         raise
@@ -71,6 +80,11 @@ def write(
         else:
             kept += is_whole(old)
     return place
+
+
+def shards_before(out: Path, step: int) -> Path:
+    """Where the shards of a checkpoint are written before the rest of it."""
+    return out / f".{PREFIX}{step:08d}.{SHARDS}"
 
 
 def newest(out: Path) -> Path | None:

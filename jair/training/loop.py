@@ -17,7 +17,7 @@ from jair.data.collate import IGNORED, Collator
 from jair.data.sources import Source
 from jair.model import JAIR
 from jair.sampler import AdaptiveSampler
-from jair.training import checkpoint
+from jair.training import checkpoint, shards
 from jair.training.batches import Batches
 from jair.training.finite import RunningStatistics, broken
 from jair.training.logs import Logs
@@ -25,7 +25,7 @@ from jair.training.parallel import Workers
 from jair.training.parameters import freeze, groups, start_from
 from jair.training.plan import TrainPlan, changes
 from jair.training.signals import Signals, Stopped
-from jair.training.state import load_tensors, part, tensors_of
+from jair.training.state import load_tensors, tensors_of, weights_of
 from jair.training.validation import Validation
 
 Tensor = torch.Tensor
@@ -63,6 +63,7 @@ class Trainer:
         )
         self.running = RunningStatistics(self.model)
         self.called = workers.wrap(self.model, plan.strategy)
+        self.sharded = workers.count > 1 and plan.strategy == "fsdp"
         self.run = torch.compile(self.called) if plan.compile else self.called
         self.optimizer = torch.optim.AdamW(
             groups(self.called, plan.weight_decay), lr=plan.lr, betas=(0.9, 0.98), fused=True
@@ -241,10 +242,15 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "batches": self.workers.gather(self.batches.state_dict()),
         }
-        tensors = tensors_of(self.called, self.optimizer, self.average)
+        weights = weights_of(self.called) if self.average is None else self.average.module.state_dict()
+        tensors, apart = self._tensors(), None
+        if self.sharded:
+            apart = checkpoint.shards_before(self.out, self.step)
+            of_shards = shards.of(tensors)
+            shards.write(apart, of_shards)
+            tensors = {name: value for name, value in tensors.items() if name not in of_shards}
         saved = None
         if self.workers.first:
-            weights = part(tensors, "weights." if self.average is None else "average.")
             saved = checkpoint.write(
                 self.out,
                 self.step,
@@ -252,9 +258,13 @@ class Trainer:
                 tensors,
                 state,
                 self.plan.keep,
+                apart,
             )
         self.workers.wait()
         return saved if saved is not None else checkpoint.newest(self.out)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return tensors_of(self.called, self.optimizer, self.average, sharded=self.sharded)
 
     def _save_model(self, folder: Path, weights: dict[str, Tensor]) -> None:
         with torch.device("meta"):
@@ -279,7 +289,11 @@ class Trainer:
         if len(state["batches"]) != self.workers.count:
             count = len(state["batches"])
             raise ValueError(f"--resume: expected {count} processes as in {folder}, got {self.workers.count}")
-        load_tensors(tensors, self.called, self.optimizer, self.average)
+        if self.sharded:
+            of_shards = shards.of(self._tensors())
+            shards.read(folder / checkpoint.SHARDS, of_shards)
+            tensors |= of_shards
+        load_tensors(tensors, self.called, self.optimizer, self.average, sharded=self.sharded)
         self.step = int(state["step"])
         self.bad, self.bad_in_a_row = state["bad"]
         self.sampler.load_state_dict(state["sampler"])

@@ -1,4 +1,4 @@
-"""Weights and optimizer of a model, whole on the first process, as named tensors and back."""
+"""Weights and optimizer of a model as named tensors and back: whole on the first process, or in shards."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from torch.optim.swa_utils import AveragedModel
 
 Tensor = torch.Tensor
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SHARDS = StateDictOptions(cpu_offload=True)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, whole on the first process."""
+    return cast("dict[str, Tensor]", get_model_state_dict(model, options=_WHOLE))
 
 
 def tensors_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None, *, sharded: bool
 ) -> dict[str, Tensor]:
-    """weights.NAME, optimizer.NAME.KEY, average.NAME and the state of the random numbers."""
-    weights = cast("dict[str, Tensor]", get_model_state_dict(model, options=_WHOLE))
-    moments: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    """weights.NAME, optimizer.NAME.KEY, average.NAME and the state of the random numbers. sharded: of what a
+    process holds a shard of, that shard.
+    """
+    options = _SHARDS if sharded else _WHOLE
+    weights = cast("dict[str, Tensor]", get_model_state_dict(model, options=options))
+    moments: Any = get_optimizer_state_dict(model, optimizer, options=options)
     found = {f"weights.{name}": value for name, value in weights.items()}
     for name, values in moments.get("state", {}).items():
         found |= {f"optimizer.{name}.{key}": torch.as_tensor(value) for key, value in values.items()}
@@ -40,9 +49,12 @@ def load_tensors(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: AveragedModel | None,
+    *,
+    sharded: bool,
 ) -> None:
     """Put back what `tensors_of` gave."""
-    set_model_state_dict(model, dict(part(tensors, "weights.")), options=_WHOLE)
+    options = _SHARDS if sharded else _WHOLE
+    set_model_state_dict(model, dict(part(tensors, "weights.")), options=options)
     moments: dict[str, dict[str, Tensor]] = {}
     for name, value in part(tensors, "optimizer.").items():
         parameter, _, key = name.rpartition(".")
@@ -53,8 +65,8 @@ def load_tensors(
             {**group, "params": [names[parameter] for parameter in group["params"]]}
             for group in optimizer.param_groups
         ]
-        whole: Any = {"state": moments, "param_groups": groups}
-        set_optimizer_state_dict(model, optimizer, whole, options=_WHOLE)
+        state: Any = {"state": moments, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer, state, options=options)
     if average is not None:
         average.module.load_state_dict(part(tensors, "average."))
         average.n_averaged.copy_(tensors["averaged"])

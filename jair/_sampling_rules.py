@@ -38,7 +38,7 @@ def _nothing(s: AdaptiveSampler, *_: Any) -> None:
     pass
 
 
-def _learn_difficulty(s: AdaptiveSampler, loss: Array, seen: Mask) -> None:
+def _learn_difficulty(s: AdaptiveSampler, loss: Array, seen: Mask, _: Array) -> None:
     if s.step <= s.warmup_steps:
         s.total += loss
         s.seen += seen
@@ -62,7 +62,7 @@ def _start_odm(s: AdaptiveSampler) -> None:
     s.reward = np.full(len(s.sizes), -np.inf)  # log R
 
 
-def _learn_odm(s: AdaptiveSampler, loss: Array, seen: Mask) -> None:
+def _learn_odm(s: AdaptiveSampler, loss: Array, seen: Mask, _: Array) -> None:
     new = np.logaddexp(s.reward + math.log(ODM_SMOOTHING), loss + math.log(1 - ODM_SMOOTHING))
     s.reward = np.where(seen, new, s.reward)
 
@@ -74,8 +74,7 @@ def _weigh_odm(s: AdaptiveSampler) -> Array:
     return (1 - len(s.sizes) * explore) * _softmax(s, s.reward) + explore
 
 
-def _learn_exp3(s: AdaptiveSampler, loss: Array, seen: Mask) -> None:
-    p = s.probabilities
+def _learn_exp3(s: AdaptiveSampler, loss: Array, seen: Mask, p: Array) -> None:
     safe = np.where(p > 0, p, 1.0)
     s.reward += np.where(seen, loss / EXP3_SCALE / safe, 0.0)
 
@@ -87,7 +86,7 @@ def _weigh_exp3(s: AdaptiveSampler) -> Array:
     return (1 - len(s.sizes) * explore) * _softmax(s, before * s.reward) + explore
 
 
-def _learn_doremi(s: AdaptiveSampler, excess: Array, seen: Mask) -> None:
+def _learn_doremi(s: AdaptiveSampler, excess: Array, seen: Mask, _: Array) -> None:
     s.reward = s.reward + DOREMI_STEP * np.where(seen, np.maximum(excess, 0.0), 0.0)
     s.reward = np.log(_mixed_doremi(s))
 

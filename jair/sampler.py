@@ -104,7 +104,14 @@ class AdaptiveSampler:
         drawn = self.generator.choice(len(self.sizes), size=n, p=self._probabilities)
         return np.asarray(drawn, dtype=np.int64)
 
-    def update(self, losses: ArrayLike, counts: ArrayLike, reference_losses: ArrayLike | None = None) -> None:
+    def update(
+        self,
+        losses: ArrayLike,
+        counts: ArrayLike,
+        reference_losses: ArrayLike | None = None,
+        *,
+        drawn_with: ArrayLike | None = None,
+    ) -> None:
         """Learn from a step.
 
         Args:
@@ -112,6 +119,8 @@ class AdaptiveSampler:
                 counted in `ignored`.
             counts: [K], its number of examples in this step; 0 = unseen: its estimate stays.
             reference_losses: [K], those of a reference model, for "doremi" alone.
+            drawn_with: [K], p of "odm_exp3", the probabilities of this step's draw; None = the present ones,
+                which they are not where a step is drawn before the last one's losses are known.
 
         Raises:
             ValueError: a wrong shape, a negative count, reference losses missing or not wanted.
@@ -131,7 +140,8 @@ class AdaptiveSampler:
         broken = seen & ~np.isfinite(loss)
         self.ignored += int(broken.sum())
         self.step += 1
-        self._learn(self, np.where(seen & ~broken, loss, 0.0), seen & ~broken)
+        p = self._probabilities if drawn_with is None else self._row("drawn_with", drawn_with)
+        self._learn(self, np.where(seen & ~broken, loss, 0.0), seen & ~broken, p)
         self._probabilities = self._renewed()
 
     def end(self, source: int) -> None:

@@ -84,6 +84,20 @@ def test_exp3_by_hand() -> None:
     assert_close(sampler, [(1 - 3 * e2) * w / sum(weights) + e2 for w in weights])
 
 
+def test_exp3_divides_by_what_was_drawn_with() -> None:
+    sampler = AdaptiveSampler([1, 1], "odm_exp3", warmup_steps=0)
+    for _ in range(3):
+        sampler.update([1.0, 3.0], [1, 1])
+    before, reward = sampler.probabilities, sampler.reward.copy()
+    sampler.update([1.0, 3.0], [1, 1])
+    reward += np.array([0.1, 0.3]) / before
+    assert not np.allclose(before, sampler.probabilities)
+    sampler.update([2.0, 1.0], [1, 1], drawn_with=before)
+    np.testing.assert_allclose(sampler.reward, reward + np.array([0.2, 0.1]) / before, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"^drawn_with: expected shape \[2\], got \[3\]$"):
+        sampler.update([2.0, 1.0], [1, 1], drawn_with=[0.5, 0.25, 0.25])
+
+
 def test_exp3_is_uniform_for_2000_steps() -> None:
     sampler = AdaptiveSampler([1, 1], "odm_exp3")
     for _ in range(2000):

@@ -20,23 +20,12 @@ from safetensors.torch import load_file
 from training_runs import SMALL, VIT, arguments, records, run, start
 from typer.testing import CliRunner
 
-from jair import JAIR, JAIRConfig
+from jair import JAIR, AdaptiveSampler, JAIRConfig
 from jair.commands import app
 from jair.training import checkpoint
 from jair.training.parameters import freeze
 
-STEPS = (
-    "--steps",
-    "8",
-    "--checkpoint-every",
-    "3",
-    "--val",
-    "scenes",
-    "--val-every",
-    "4",
-    "--val-examples",
-    "6",
-)
+STEPS = tuple("--steps 8 --checkpoint-every 3 --val scenes --val-every 4 --val-examples 6".split())
 ALL = ("--ema", "0.8", "--accumulate", "2", "--augment", "--sampler", "odm")
 
 
@@ -81,6 +70,21 @@ def test_log_and_checkpoints(unbroken: Path) -> None:
     assert torch.equal(model.embedding.weight, averaged["average.embedding.weight"])
     assert not torch.equal(model.embedding.weight, averaged["weights.embedding.weight"])
     assert list((unbroken / "tensorboard").iterdir())
+
+
+def test_logged_probabilities_are_those_of_the_draw(unbroken: Path) -> None:
+    """Step s is drawn when step s - 1 begins, with what step s - 2 has left."""
+    steps = [record for record in records(unbroken) if "loss" in record]
+    sampler = AdaptiveSampler([1, 1, 1], "odm")
+    left = [sampler.probabilities.tolist()]
+    for record in steps:
+        losses = [record["losses"].get(name, 0.0) for name in record["probabilities"]]
+        seen = [name in record["losses"] for name in record["probabilities"]]
+        sampler.update(losses, seen)
+        left.append(sampler.probabilities.tolist())
+    drawn_with = [list(record["probabilities"].values()) for record in steps]
+    assert drawn_with == [left[0], *left[:-2]]
+    assert left[0] != left[-3]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])

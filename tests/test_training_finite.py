@@ -37,8 +37,8 @@ def bad_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of a run has one pixel that is NaN."""
     make = Batches._make
 
-    def poisoned(self: Batches, drawn: list[int], step: int) -> Any:
-        batch = make(self, drawn, step)
+    def poisoned(self: Batches, probabilities: list[float], drawn: list[int], step: int) -> Any:
+        batch = make(self, probabilities, drawn, step)
         if step == 2:
             batch.parts[0]["pixel_values"][0, 0, 0, 0] = math.nan
         return batch

@@ -21,8 +21,11 @@ from jair.sampler import AdaptiveSampler
 
 @dataclass(frozen=True)
 class Batch:
-    """The share of one process: which source each example is from, and parts of it as a model takes them."""
+    """The share of one process: the probabilities of all sources that it was drawn with, which source each
+    example is from, and parts of it as a model takes them.
+    """
 
+    probabilities: list[float]
     sources: list[int]
     parts: list[dict[str, torch.Tensor]]
 
@@ -59,6 +62,7 @@ class Batches:
         self.step = 0  # of the batch that is being loaded
         self._pool = ThreadPoolExecutor(1)
         self._drawn: list[int] = []
+        self._drawn_with: list[float] = []
         self._before: list[dict[str, Any]] = []
         self._loading: Future[Batch] | None = None
 
@@ -77,17 +81,23 @@ class Batches:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What makes the next batches the same: the sources drawn but not yet given, and where all sources
-        were before those examples were taken.
+        """What makes the next batches the same: the sources drawn but not yet given, what they were drawn
+        with, and where all sources were before those examples were taken.
         """
         states = (
             self._before if self._loading is not None else [source.state_dict() for source in self.sources]
         )
-        return {"step": self.step, "drawn": self._drawn, "sources": states}
+        return {
+            "step": self.step,
+            "drawn": self._drawn,
+            "drawn_with": self._drawn_with,
+            "sources": states,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there."""
         self.step, self._drawn = int(state["step"]), [int(i) for i in state["drawn"]]
+        self._drawn_with = [float(p) for p in state["drawn_with"]]
         for source, of_source in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(of_source)
         if self._drawn:
@@ -99,16 +109,18 @@ class Batches:
 
     def _draw(self) -> None:
         self.step += 1
+        self._drawn_with = self.sampler.probabilities.tolist()
         self._drawn = self.sampler.sample(self.batch_size).tolist()
 
     def _load(self) -> None:
         self._before = [source.state_dict() for source in self.sources]
-        self._loading = self._pool.submit(self._make, self._drawn[self.rank :: self.count], self.step)
+        share = self._drawn[self.rank :: self.count]
+        self._loading = self._pool.submit(self._make, self._drawn_with, share, self.step)
 
-    def _make(self, drawn: list[int], step: int) -> Batch:
+    def _make(self, probabilities: list[float], drawn: list[int], step: int) -> Batch:
         examples = [self.sources[index].next() for index in drawn]
         parts = []
         for number, indices in enumerate(np.array_split(np.arange(len(examples)), self.parts)):
             seed = (self.seed * 1_000_003 + step) * 4096 + self.rank * self.parts + number
             parts.append(self.collate([examples[i] for i in indices], seed))
-        return Batch(drawn, parts)
+        return Batch(probabilities, drawn, parts)

@@ -164,8 +164,7 @@ class Trainer:
         self.signal = self.workers.highest(self.signals.noted)
         norm = self._apply(loss)
         means = losses / counts.clamp(min=1)
-        probabilities = self.sampler.probabilities
-        self.sampler.update(means.numpy(), counts.numpy())
+        self.sampler.update(means.numpy(), counts.numpy(), drawn_with=batch.probabilities)
         names = [source.name for source in self.sources]
         finite = loss if torch.isfinite(torch.tensor(loss)) else None
         return {
@@ -173,7 +172,7 @@ class Trainer:
             "loss": finite,
             "lr": self.plan.lr_at(self.step),
             "grad_norm": norm,
-            "probabilities": dict(zip(names, probabilities.tolist(), strict=True)),
+            "probabilities": dict(zip(names, batch.probabilities, strict=True)),
             "losses": {
                 name: float(mean)
                 for name, mean, count in zip(names, means, counts, strict=True)

@@ -25,7 +25,8 @@ from jair.commands import app
 from jair.training import checkpoint
 from jair.training.parameters import freeze
 
-STEPS = tuple("--steps 8 --checkpoint-every 3 --val scenes --val-every 4 --val-examples 6".split())
+STEPS = ("--steps", "8", "--checkpoint-every", "3")
+STEPS += ("--val", "scenes", "--val-every", "4", "--val-examples", "6")
 ALL = ("--ema", "0.8", "--accumulate", "2", "--augment", "--sampler", "odm")
 
 

@@ -342,7 +342,7 @@ def test_a_mirror_image_has_other_words() -> None:
     mirrored, prompt, answer = flipped(image, "Left of the bright copyright?", "the right one")
     assert np.array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])
     assert (prompt, answer) == ("Right of the bright copyright?", "the left one")
-    assert swap_sides(swap_sides("Left, right")) == "Left, right"
+    assert swap_sides("Left, right, LEFT") == "Right, left, RIGHT"
     assert (
         swap_sides("the leftmost cup, a right-hand turn, leftover")
         == "the rightmost cup, a left-hand turn, leftover"

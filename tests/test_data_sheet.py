@@ -48,3 +48,20 @@ def test_a_sheet_of_another_suffix_is_refused(name: str, tmp_path: Path) -> None
     assert isinstance(made.exception, ValueError)
     assert str(made.exception) == f"{expected} {tmp_path / name}"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "OUT", "--count", "0"], "count: expected an int >= 1, got 0"),
+        (["show", "OUT", "--image-size", "0"], "image_size: expected an int >= 1, got 0"),
+        (["baselines", "--examples", "0"], "examples: expected an int >= 1, got 0"),
+        (["baselines", "--train-examples", "-1"], "train_examples: expected an int >= 1, got -1"),
+    ],
+)
+def test_numbers_that_are_too_small(words: list[str], message: str, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    made = CliRunner().invoke(app, [str(out) if word == "OUT" else word for word in words])
+    assert isinstance(made.exception, ValueError)
+    assert str(made.exception) == message
+    assert not out.exists()

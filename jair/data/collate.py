@@ -92,6 +92,8 @@ def swap_sides(text: str) -> str:
     def swap(match: re.Match[str]) -> str:
         word = match.group()
         other = _SIDES[word.lower()]
+        if word.isupper():
+            return other.upper()
         return other.capitalize() if word[0].isupper() else other
 
     return _SIDE.sub(swap, text)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jair._checks import whole_numbers
 from jair._files import check_file, replacing
 from jair.data import baselines as guesses
 from jair.data.examples import Example
+from jair.data.records import told
 from jair.data.sources import SourceSpec, open_source
 from jair.encoders import optional_import
 
@@ -40,10 +42,13 @@ def show(
     if format is None:
         raise ValueError(f"OUT: expected a file with the suffix {', '.join(FORMATS)}, got {out}")
     check_file("OUT", out)
+    whole_numbers(count=count, image_size=image_size)
     opened = open_source(SourceSpec.parse(source), split, image_size=image_size)
     page = sheet(list(opened.evaluation(count)))
     with replacing(out) as file:
         page.save(file, format)
+    for line in told(opened):
+        typer.echo(line, err=True)
     typer.echo(out)
 
 
@@ -55,6 +60,7 @@ def baselines(
     examples: Annotated[int, typer.Option(help="On which they are tried.")] = 2_000,
 ) -> None:
     """Accuracy of guessing from the question alone, and from it and a histogram of colours."""
+    whole_numbers(train_examples=train_examples, examples=examples)
     spec = SourceSpec.parse(source)
     held = open_source(spec, split)
     if not held.answered:

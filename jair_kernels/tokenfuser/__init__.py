@@ -37,7 +37,7 @@ def fused_tokenfuser(
         norm_weight, norm_bias: scale and shift of the LayerNorm over D, [D]; None = 1 and 0.
         eps: added to the variance in the LayerNorm.
         approximate: "tanh" or "none" (erf), as in torch.nn.functional.gelu.
-        backend: "reference", "cpu", "triton", "cuda"; None = the fastest that fits.
+        backend: "reference", "cpu", "triton"; None = the fastest that fits.
 
     Returns:
         y [B,N,D] in x's dtype, or in the autocast dtype; the caller adds the residual.

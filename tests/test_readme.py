@@ -77,10 +77,26 @@ def test_make_targets_exist() -> None:
     assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
-def test_the_sampling_table_is_the_measured_one() -> None:
-    def rows(text: str) -> list[str]:
-        return [line for line in text.splitlines() if line.startswith("| ")]
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ")]
 
+
+def test_the_sampling_table_is_the_measured_one() -> None:
     page = (ROOT / "experiments/results/sampling/README.md").read_text()
     (_, section) = README.split("### Experiments\n", 1)
     assert rows(section)[:6] == rows(page)[:6]
+
+
+def test_the_accuracy_table_is_the_measured_one() -> None:
+    """Every row of the page, without its number of parameters and under a name that says more."""
+
+    def numbers(row: str, columns: tuple[int, ...]) -> tuple[str, ...]:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        return tuple(cells[column] for column in columns)
+
+    page = (ROOT / "experiments/results/accuracy/README.md").read_text()
+    measured = {numbers(row, (1, 2, 4, 5, 6)) for row in rows(page.split("## Fusions", 1)[1])}
+    (_, section) = README.split("| model | GMAC | of concat | accuracy % |", 1)
+    shown = {numbers(row, (1, 2, 3, 4, 5)) for row in rows(section.split("\n\n", 1)[0])}
+    assert len(shown) > 10
+    assert shown == {row for row in measured if row[0] != "GMAC"}

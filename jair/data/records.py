@@ -27,10 +27,11 @@ def parsed(
 
 
 def told(source: Source) -> list[str]:
-    """What a source has skipped, to be read: for each reason how many, and the first names."""
-    skipped = source.skipped
-    names = {reason: ", ".join(kept[:3]) for reason, kept in skipped.names.items()}
-    return [f"{source.name}: {n} skipped, {reason}: {names[reason]}" for reason, n in skipped.counts.items()]
+    """What a source has skipped, to be read: for each reason how many, and the first names. Meanwhile another
+    thread may read from the source.
+    """
+    counts, names = dict(source.skipped.counts), source.skipped.names
+    return [f"{source.name}: {n} skipped, {why}: {', '.join(names[why][:3])}" for why, n in counts.items()]
 
 
 def lines(path: Path, skipped: Skipped) -> Iterator[tuple[str, tuple[int, str]]]:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from jair._saved import read_config
 from jair.config import JAIRConfig
-from jair.data.records import told
 from jair.data.sources import Source, SourceSpec, open_source
 from jair.data.tokenizers import (
     bytes_tokenizer,
@@ -146,20 +145,14 @@ def _run(
         saved = trainer.train()
     except Stopped as error:
         stopped = error
-    _tell_skipped([*opened, *held], workers)
+    if workers.first:  # what several say alike, as of a file that each reads whole, is told once
+        for line in dict.fromkeys(line for lines in trainer.skipped for line in lines):
+            typer.echo(line, err=True)
     if stopped is not None:
         console.print(str(stopped))
         raise typer.Exit(stopped.code)
     if workers.first:
         typer.echo(saved)
-
-
-def _tell_skipped(sources: list[Source], workers: Workers) -> None:
-    """What all processes have skipped; what several say alike, as of a file that each reads whole, once."""
-    of_each = workers.gather([line for source in sources for line in told(source)])
-    if workers.first:
-        for line in dict.fromkeys(line for lines in of_each for line in lines):
-            typer.echo(line, err=True)
 
 
 def _like_text_encoder(preset: str, of_model: dict[str, Any]) -> tuple[dict[str, Any], str]:

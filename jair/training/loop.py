@@ -14,7 +14,8 @@ from rich.console import Console
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jair.data.collate import IGNORED, Collator
-from jair.data.sources import Source
+from jair.data.records import told
+from jair.data.sources import Source, SourceSpec
 from jair.model import JAIR
 from jair.sampler import AdaptiveSampler
 from jair.training import checkpoint, shards
@@ -93,12 +94,11 @@ class Trainer:
             val, self.collate, examples=plan.val_examples, batch_size=plan.batch_size, workers=workers
         )
         self.step = self.bad = self.bad_in_a_row = 0
+        self.skipped: list[list[str]] = []  # what each process has told when it last saved
         self.signals = Signals()
         self.signal = 0  # what all processes agreed to stop for
 
     def _weights(self) -> list[float]:
-        from jair.data.sources import SourceSpec
-
         if len(self.plan.sources) != len(self.sources):
             raise ValueError(
                 f"sources: expected {len(self.plan.sources)} as in the plan, got {len(self.sources)}"
@@ -242,11 +242,12 @@ class Trainer:
             "batches": self.workers.gather(self.batches.state_dict()),
         }
         weights = weights_of(self.called) if self.average is None else self.average.module.state_dict()
+        read = [*self.sources, *self.validation.sources]
+        self.skipped = self.workers.gather([line for source in read for line in told(source)])
         tensors, apart = self._tensors(), None
         if self.sharded:
             apart = checkpoint.shards_before(self.out, self.step)
-            of_shards = shards.of(tensors)
-            shards.write(apart, of_shards)
+            shards.write(apart, of_shards := shards.of(tensors))
             tensors = {name: value for name, value in tensors.items() if name not in of_shards}
         saved = None
         if self.workers.first:

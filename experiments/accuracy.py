@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments import accuracy_table
 from experiments.options import go, model, parser, threads
-from experiments.runs import Plan, Result, Run, Stage, call, score, train
+from experiments.runs import Plan, Result, Run, Stage, call, score, seconds, train
 from experiments.variants import BASE, Variant, choose
 from jair._files import write_text
 
@@ -84,8 +84,7 @@ def _run(folder: Path, variant: Variant, seed: int, plan: Plan, cores: int, devi
 
 
 def _told(result: Result) -> str:
-    seconds = result["train_seconds"]
-    return f"{100 * result['accuracy']:.1f} %" + ("" if seconds is None else f", {seconds:.0f} s")
+    return f"{100 * result['accuracy']:.1f} %{seconds(result)}"
 
 
 def _plan(options: argparse.Namespace, variant: Variant) -> Plan:

@@ -203,6 +203,12 @@ def _curve(pairs: Sequence[tuple[int, float]]) -> dict[str, list[float]]:
     return {"step": steps, "value": values}
 
 
+def seconds(result: Result) -> str:
+    """How long a run took, after what else is told of it; nothing of one that was interrupted."""
+    taken = result["train_seconds"]
+    return "" if taken is None else f", {taken:.0f} s"
+
+
 def score(work: Path, split: str, plan: Plan, threads: int, device: str | None) -> Result:
     """What `jair eval` finds of a run on the first validation source's data, in another split."""
     words = ["eval", str(work), "--source", plan.val[0], "--split", split]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments import mixture, sampling_report
 from experiments.options import go, model, parser, threads
-from experiments.runs import Plan, Result, Run, Stage, train
+from experiments.runs import Plan, Result, Run, Stage, seconds, train
 from experiments.variants import BASE
 
 SMALLER = {"num_layers": 2}  # so that a dozen runs fit into an hour
@@ -52,7 +52,7 @@ def _run(folder: Path, seed: int, plan: Plan, cores: int) -> Run:
 def _told(result: Result) -> str:
     last = result["validations"][-1]
     told = f"validation loss {last['val_loss']:.3f}, accuracy {100 * last['val_accuracy']:.1f} %"
-    return f"{told}, {result['train_seconds']:.0f} s"
+    return f"{told}{seconds(result)}"
 
 
 def _plan(options: argparse.Namespace, rule: str) -> Plan:

@@ -150,11 +150,12 @@ def test_one_token_gives_its_scores_exactly_no_gradient() -> None:
 
 
 @interpreted
-def test_nan_in_masked_tokens_goes_nowhere() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_in_masked_tokens_goes_nowhere(dtype: torch.dtype) -> None:
     mask = some_mask(2, 33)
-    x = tokens(2, 33, 48, torch.float32)
+    x = tokens(2, 33, 48, dtype)
     poisoned = x.masked_fill(~mask.unsqueeze(-1), float("nan"))
-    parameters, dy = mlp(48, 20, 8, torch.float32, ""), tokens(2, 8, 48, torch.float32, seed=3)
+    parameters, dy = mlp(48, 20, 8, dtype, ""), tokens(2, 8, 48, dtype, seed=3)
     clean, dirty = (
         run(jk.fused_tokenlearner, {"x": t, **parameters}, dy, mask=mask, backend="triton")
         for t in (x, poisoned)

@@ -15,7 +15,14 @@ import triton.language as tl
 from jair_kernels._triton import Config, ceil_div, configured, contiguous, launch, padded, precision
 from jair_kernels._triton_grad import Scratch
 from jair_kernels._triton_hidden import Hidden
-from jair_kernels._triton_mlp import gelu, gelu_slope, hidden_block, load_statistics, score_blocks, scores_of
+from jair_kernels._triton_mlp import (
+    gelu,
+    gelu_slope,
+    hidden_block,
+    load_statistics,
+    score_blocks,
+    scores_again,
+)
 from jair_kernels._triton_pool import (
     add_to_softmax,
     finish_softmax,
@@ -48,18 +55,12 @@ def scores_gradient_kernel(
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens: the scores again, P, dS, dH, gelu(h), and dH . c and dH . (h - e)."""
-    blocks = tl.cdiv(N, BLOCK_N)
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    k, row, inside = tl.arange(0, BLOCK_K), b * N + n, n < N
-    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
-    mean, rstd = load_statistics(stats, row, keep)
-    s = scores_of(
-        products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH, HAS_B2, PRECISION, wg.dtype.element_ty,
-        BLOCK_N, BLOCK_H, BLOCK_K,
+    b, n, row, keep, mean, rstd, s, dp = scores_again(
+        mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH, HAS_B2, HAS_MASK,
+        PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
     )  # fmt: skip
+    k, inside = tl.arange(0, BLOCK_K), n < N
     at, there = row[:, None] * K + k[None, :], (k < K)[None, :]
-    dp = tl.load(dweights + at, mask=keep[:, None] & there, other=0.0)
     if SIGMOID:
         p = 1 / (1 + tl.exp(-s))
         dscores = tl.where(keep[:, None], dp * p * (1 - p), 0.0)

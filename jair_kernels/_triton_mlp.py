@@ -10,6 +10,7 @@ import triton.language as tl
 
 from jair_kernels._triton import ceil_div, contiguous, launch, padded, precision
 from jair_kernels._triton_hidden import Hidden
+from jair_kernels._triton_pool import tokens_kept
 
 Tensor = torch.Tensor
 
@@ -75,6 +76,30 @@ def scores_of(
     if HAS_B2:
         s += tl.load(b2 + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
     return s
+
+
+@triton.jit
+def scores_again(
+    mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH: tl.constexpr,
+    HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """What a backward begins with, of its block of tokens: image, tokens, rows, which are kept, mean, 1/std,
+    scores and dP.
+    """
+    blocks = tl.cdiv(N, BLOCK_N)
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    n = (tl.program_id(0) % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    k, row = tl.arange(0, BLOCK_K), b * N + n
+    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
+    mean, rstd = load_statistics(stats, row, keep)
+    s = scores_of(
+        products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH, HAS_B2, PRECISION, wg.dtype.element_ty,
+        BLOCK_N, BLOCK_H, BLOCK_K,
+    )  # fmt: skip
+    at = dweights + row[:, None] * K + k[None, :]
+    dp = tl.load(at, mask=keep[:, None] & (k < K)[None, :], other=0.0)
+    return b, n, row, keep, mean, rstd, s, dp
 
 
 @triton.jit

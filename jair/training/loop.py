@@ -26,7 +26,7 @@ from jair.training.parallel import Workers
 from jair.training.parameters import freeze, groups, start_from
 from jair.training.plan import TrainPlan, changes
 from jair.training.signals import Signals, Stopped
-from jair.training.state import load_tensors, tensors_of, weights_of
+from jair.training.state import load_tensors, part, tensors_of, weights_of
 from jair.training.validation import Validation
 
 Tensor = torch.Tensor
@@ -241,15 +241,16 @@ class Trainer:
             "sampler": self.sampler.state_dict(),
             "batches": self.workers.gather(self.batches.state_dict()),
         }
-        weights = weights_of(self.called) if self.average is None else self.average.module.state_dict()
         read = [*self.sources, *self.validation.sources]
         self.skipped = self.workers.gather([line for source in read for line in told(source)])
-        tensors, apart = self._tensors(), None
+        tensors, apart, saved = self._tensors(), None, None
         if self.sharded:
             apart = checkpoint.shards_before(self.out, self.step)
             shards.write(apart, of_shards := shards.of(tensors))
             tensors = {name: value for name, value in tensors.items() if name not in of_shards}
-        saved = None
+            weights = weights_of(self.called)
+        else:
+            weights = part(tensors, "weights." if self.average is None else "average.")
         if self.workers.first:
             saved = checkpoint.write(
                 self.out,
@@ -286,8 +287,7 @@ class Trainer:
             was = ", ".join(f"{name} = {old!r}" for name, (old, _) in changed.items())
             got = ", ".join(repr(new) for _, new in changed.values())
             raise ValueError(f"--resume: expected {was} as in {folder}, got {got}")
-        if len(state["batches"]) != self.workers.count:
-            count = len(state["batches"])
+        if (count := len(state["batches"])) != self.workers.count:
             raise ValueError(f"--resume: expected {count} processes as in {folder}, got {self.workers.count}")
         if self.sharded:
             of_shards = shards.of(self._tensors())

@@ -1,9 +1,9 @@
 """fused_tokenlearner on a GPU: PyTorch's matrix products with Triton kernels between them.
 
     h = w1 LN(x) + b1      S = w2 gelu(h) + b2      y = softmax_n(S)^T x, pooled as by fused_token_pool
-    dP = x dY^T            dS = P (dP - sum P dP)   dH = (dS w2) gelu'(h)      dx = P dY + LN'(dH w1)
+    dP = x dY^T            dS = P (dP - delta)      dH = (dS w2) gelu'(h)      dx = P dY + LN'(dH w1)
 
-PyTorch's are the products of x with w1 and with dY.
+PyTorch's are the products of x with w1 and with dY; delta is the sum of P dP over that of P.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jair_kernels._triton import ceil_div, contiguous, launch, precision, rows_c
 from jair_kernels._triton_grad import Parameters, parameter_gradients
 from jair_kernels._triton_hidden import Hidden, fold, hidden, hidden_again
 from jair_kernels._triton_inputs import input_gradients
-from jair_kernels._triton_mlp import load_statistics, score_blocks, scores, scores_of
-from jair_kernels._triton_pool import load_softmax, mask_arguments, softmax_weights, tokens_kept
+from jair_kernels._triton_mlp import score_blocks, scores, scores_again
+from jair_kernels._triton_pool import load_softmax, mask_arguments, softmax_weights
 from jair_kernels.token_pool.triton import forward as pool
 
 Tensor = torch.Tensor
@@ -31,22 +31,14 @@ def sums_kernel(
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """sum p dP and sum p over one block of tokens, [2,K], as the backward takes p and dP."""
-    blocks = tl.cdiv(N, BLOCK_N)
-    place = tl.program_id(0).to(tl.int64)
-    b = place // blocks
-    n = (place % blocks) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    k, row = tl.arange(0, BLOCK_K), b * N + n
-    keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
-    mean, rstd = load_statistics(stats, row, keep)
-    s = scores_of(
-        products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH, HAS_B2, PRECISION, wg.dtype.element_ty,
-        BLOCK_N, BLOCK_H, BLOCK_K,
+    b, _n, _row, keep, _mean, _rstd, s, dp = scores_again(
+        mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH, HAS_B2, HAS_MASK,
+        PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
     )  # fmt: skip
+    k = tl.arange(0, BLOCK_K)
     top, inverse = load_softmax(softmax + 2 * b * K, k, K)
     weights = softmax_weights(s, top, inverse, keep)
-    at = dweights + row[:, None] * K + k[None, :]
-    dp = tl.load(at, mask=keep[:, None] & (k < K)[None, :], other=0.0)
-    to = sums + place * 2 * K + k
+    to = sums + tl.program_id(0).to(tl.int64) * 2 * K + k
     tl.store(to, tl.sum(weights * dp, 0), mask=k < K)
     tl.store(to + K, tl.sum(weights, 0), mask=k < K)
 
@@ -97,7 +89,7 @@ def backward(
     x, dy, stats, softmax = rows_contiguous(x), dy.contiguous(), stats.contiguous(), softmax.contiguous()
     layer = hidden_again(x, mask, stats, fold(x, w1, b1, norm_weight, norm_bias))
     dweights = wide(x, dy.mT)
-    # Their quotient, not y . dy: y is rounded, and so is P.
+    # delta is their quotient, not y . dy: y is rounded, and so is P.
     sums = weight_sums(x, mask, layer, stats, w2, b2, dweights, softmax, tanh)
     dx, _, saved = input_gradients(x, mask, layer, stats, w2, b2, dweights, (softmax, sums), dy, tanh)
     return dx, *parameter_gradients(x, mask, stats, saved, parameters)

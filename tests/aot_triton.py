@@ -288,18 +288,20 @@ def main() -> int:
         for arch in options.arch
         if options.only in f"{build.module}.{build.kernel}"
     ]
-    failures = 0
+    failures: list[str] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         results = pool.map(compile_one, [build for _, build, _ in work], [arch for _, _, arch in work])
         for (case, build, arch), (registers, stack, shared, race) in zip(work, results, strict=True):
             bad = stack > 0 or shared > SHARED[arch] or race
-            failures += bad
             name = f"{build.module.removeprefix('jair_kernels.')}.{build.kernel}"
             numbers = f"{registers:3} registers {stack:5} B spilled {shared:6} B shared"
             failed = "  RACE" if race else "  FAILED" if bad else ""
-            print(f"sm_{arch} {case:22} {name:42} {numbers}{failed}", flush=True)
-    print(f"{len(work)} kernels compiled, {failures} failed")
-    return min(failures, 1)
+            line = f"sm_{arch} {case:22} {name:42} {numbers}{failed}"
+            print(line, flush=True)
+            if bad:
+                failures.append(line)
+    print(*failures, f"{len(work)} kernels compiled, {len(failures)} failed", sep="\n")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
       "token_pool_backward(Tensor dy, Tensor x, Tensor scores, Tensor? mask, Tensor? y, Tensor softmax,"
       " bool sigmoid, bool mean) -> (Tensor dx, Tensor dscores)");
 
+  // `keep`: h = w1 LN(x) + b1 is returned too, [B,N,H], for a backward that then does not make it again; else [B,N,0].
   m.def(
       "tokenlearner_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? norm_weight,"
-      " Tensor? norm_bias, Tensor? mask, float eps, bool tanh) -> (Tensor y, Tensor softmax, Tensor stats)");
+      " Tensor? norm_bias, Tensor? mask, float eps, bool tanh, bool keep)"
+      " -> (Tensor y, Tensor softmax, Tensor stats, Tensor hidden)");
   m.def(
       "tokenlearner_backward(Tensor dy, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
-      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? y, Tensor softmax, Tensor stats, bool tanh)"
+      " Tensor? norm_weight, Tensor? norm_bias, Tensor? mask, Tensor? y, Tensor softmax, Tensor stats, Tensor hidden,"
+      " bool tanh)"
       " -> (Tensor dx, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 
@@ -37,10 +40,11 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
 
   m.def(
       "tokenfuser_forward(Tensor x, Tensor tokens, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
-      " Tensor? norm_weight, Tensor? norm_bias, float eps, bool tanh) -> (Tensor y, Tensor stats)");
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, bool tanh, bool keep)"
+      " -> (Tensor y, Tensor stats, Tensor hidden)");
   m.def(
       "tokenfuser_backward(Tensor dy, Tensor x, Tensor tokens, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2,"
-      " Tensor? norm_weight, Tensor? norm_bias, Tensor stats, bool tanh)"
+      " Tensor? norm_weight, Tensor? norm_bias, Tensor stats, Tensor hidden, bool tanh)"
       " -> (Tensor dx, Tensor dtokens, Tensor dw1, Tensor db1, Tensor dw2, Tensor db2, Tensor dnorm_weight,"
       " Tensor dnorm_bias)");
 

@@ -145,7 +145,7 @@ class Differentiable:
     else `jvp` makes forward-mode differentiation an error that names the op.
     """
 
-    def __init__(self, op: str, function: Any) -> None:
+    def __init__(self, op: str, function: Any, **unrecorded: Any) -> None:
         def jvp(ctx: Any, *tangents: Any) -> Any:
             raise NotImplementedError(
                 f"{op}: expected reverse-mode differentiation, got forward mode (a dual tensor, jvp or "
@@ -155,6 +155,7 @@ class Differentiable:
         members = {"jvp": staticmethod(jvp), "__doc__": function.__doc__}
         self.op = op
         self.traced = function
+        self.unrecorded = functools.partial(function.forward, **unrecorded)
         self.eager: Any = type(function.__name__, (function,), members)
         self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 
@@ -172,9 +173,9 @@ class Differentiable:
             # Where nothing is recorded Dynamo counts the arguments of an apply, which it cannot for *args.
             tensors = (a for a in args if isinstance(a, torch.Tensor))
             recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            return self.traced.apply(*args) if recorded else self.traced.forward(*args)
+            return self.traced.apply(*args) if recorded else self.unrecorded(*args)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return self.eager.apply(*args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
             return self.record(*args)
-        return self.traced.forward(*args)
+        return self.unrecorded(*args)

@@ -24,7 +24,7 @@ def define(
     flops: tuple[Flops, Flops] | None = None,
     unfit: Callable[..., str | None] = always,
     unfit_cuda: Callable[..., str | None] | None = None,
-    reads_result: bool = False,
+    reads_result: Collection[str] = (),
 ) -> dict[str, Kernel]:
     """Register jair_kernels::<op>_forward and _backward, compiled and in Triton, as one is like the other.
 
@@ -33,7 +33,8 @@ def define(
         outputs: how many tensors each returns.
         folded: positions of arguments with an image axis, as in `_vmap.register`.
         flops: formulas over the shapes of the arguments; None = none.
-        unfit, reads_result: of the Triton `Kernel`.
+        unfit: of the Triton `Kernel`.
+        reads_result: the backends whose backward takes the forward's first result.
         unfit_cuda: given where jair_kernels.<op>.cuda surrounds kernels of the compiled library with some in
             Triton; its limit then.
 
@@ -54,7 +55,7 @@ def define(
         made = zip(directions, (forward, backward), outputs, strict=True)
         pairs = [_triton.define(op, direction, fake, count, backend) for direction, fake, count in made]
         _describe(op, f"_{backend}", [operator for operator, _ in pairs], folded, flops)
-        kernels[backend] = Kernel(pairs[0][1], pairs[1][1], limit, reads_result)
+        kernels[backend] = Kernel(pairs[0][1], pairs[1][1], limit, backend in reads_result)
     return kernels
 
 

@@ -99,7 +99,9 @@ class Hidden(NamedTuple):
     wg: Tensor  # [H,D] in x's dtype
     c: Tensor  # [H], float32
     e: Tensor  # [H], float32
-    products: Tensor  # [B,N,H], float32: x Wg^T, or in float32 xhat Wg^T
+    # [B,N,H]: x Wg^T in float32, or xhat Wg^T where that is x's dtype; if `kept`, h in x's dtype
+    products: Tensor
+    kept: bool = False
 
 
 def hidden(
@@ -122,10 +124,14 @@ def hidden(
     return Hidden(wg, c, e, tokens_times(xhat, wg)), stats
 
 
-def hidden_again(x: Tensor, mask: Tensor | None, stats: Tensor, folded: tuple[Tensor, ...]) -> Hidden:
-    """The same from kept statistics and from what `fold` returns."""
-    rows = normalised(x, mask, 0.0, stats)[0] if x.dtype == torch.float32 else rows_contiguous(x)
+def hidden_again(
+    x: Tensor, mask: Tensor | None, stats: Tensor, kept: Tensor, folded: tuple[Tensor, ...]
+) -> Hidden:
+    """The same from what was kept, h [B,N,H] or the statistics and [B,N,0], and from what `fold` returns."""
     wg, c, e = folded
+    if kept.shape[2] > 0:
+        return Hidden(wg, c, e, kept.contiguous(), kept=True)
+    rows = normalised(x, mask, 0.0, stats)[0] if x.dtype == torch.float32 else rows_contiguous(x)
     return Hidden(wg, c, e, tokens_times(rows, wg))
 
 

@@ -36,12 +36,11 @@ Tensor = torch.Tensor
 
 
 @triton.jit
-def hidden_gradient(normed, ds, w2, c, e, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.constexpr,
+def hidden_gradient(h, normed, ds, w2, c, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.constexpr,
                     DTYPE: tl.constexpr):  # fmt: skip
     """(dH, gelu(h), dH . c, dH . (h - e)) of one block of hidden units; dH as rounded for the products."""
     inside = (k < K)[:, None] & (h_at < H)[None, :]
     w2t = tl.load(w2 + k[:, None] * H + h_at[None, :], mask=inside, other=0.0).to(DTYPE)
-    h = normed + tl.load(e + h_at, mask=h_at < H, other=0.0)[None, :]
     dh = (tl.dot(ds.to(DTYPE), w2t, input_precision=PRECISION) * gelu_slope(h, TANH)).to(DTYPE)
     c_h = tl.load(c + h_at, mask=h_at < H, other=0.0)
     along_c = tl.sum(dh.to(tl.float32) * c_h[None, :], 1)
@@ -52,11 +51,12 @@ def hidden_gradient(normed, ds, w2, c, e, h_at, k, H, K, TANH: tl.constexpr, PRE
 def scores_gradient_kernel(
     mask, products, dweights, wg, c, e, w2, b2, stats, softmax, sums, weights, dh, g, ds, along, N, H, K,
     m_b, m_n, SIGMOID: tl.constexpr, TANH: tl.constexpr, HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    KEPT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of tokens: the scores again, P, dS, dH, gelu(h), and dH . c and dH . (h - e)."""
     b, n, row, keep, mean, rstd, s, dp = scores_again(
-        mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH, HAS_B2, HAS_MASK,
+        mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH, HAS_B2, HAS_MASK, KEPT,
         PRECISION, BLOCK_N, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     k, inside = tl.arange(0, BLOCK_K), n < N
@@ -83,9 +83,9 @@ def scores_gradient_kernel(
     along_c, along_h = tl.zeros([BLOCK_N], tl.float32), tl.zeros([BLOCK_N], tl.float32)
     for h0 in range(0, H, BLOCK_H):
         h_at = h0 + tl.arange(0, BLOCK_H)
-        normed = hidden_block(products, row, keep, mean, rstd, c, h_at, H, wg.dtype.element_ty)
+        h, normed = hidden_block(products, row, keep, mean, rstd, c, e, h_at, H, KEPT, wg.dtype.element_ty)
         dh_block, g_block, more_c, more_h = hidden_gradient(
-            normed, dscores, w2, c, e, h_at, k, H, K, TANH, PRECISION, wg.dtype.element_ty
+            h, normed, dscores, w2, c, h_at, k, H, K, TANH, PRECISION, wg.dtype.element_ty
         )  # fmt: skip
         along_c += more_c
         along_h += more_h
@@ -147,7 +147,8 @@ def input_gradients(
         scores_gradient_kernel, (b * ceil_div(n, blocks["BLOCK_N"]),), x, mask_or_x, layer.products,
         dweights, layer.wg, layer.c, layer.e, contiguous(w2, x), contiguous(b2, x), stats,
         *(softmax or (stats, stats)), weights, *saved, along, n, h, k, *mask_strides, SIGMOID=softmax is None,
-        TANH=tanh, HAS_B2=b2 is not None, HAS_MASK=has_mask, PRECISION=precision(x), **blocks,
+        TANH=tanh, HAS_B2=b2 is not None, HAS_MASK=has_mask, KEPT=layer.kept, PRECISION=precision(x),
+        **blocks,
     )  # fmt: skip
 
     def run(config: Config) -> None:

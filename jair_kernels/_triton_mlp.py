@@ -39,14 +39,21 @@ def load_statistics(stats, row, keep):
 
 
 @triton.jit
-def hidden_block(products, row, keep, mean, rstd, c, h_at, H, DTYPE: tl.constexpr):
-    """h - e of one block of hidden units, from the first product [tokens,H]; 0 where not `keep`."""
+def hidden_block(
+    products, row, keep, mean, rstd, c, e, h_at, H, KEPT: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """(h, h - e) of one block of hidden units, from the products of `Hidden`; h as x's dtype holds it, which
+    one that was kept is too.
+    """
     at = products + row[:, None] * H + h_at[None, :]
-    normed = tl.load(at, mask=keep[:, None] & (h_at < H)[None, :], other=0.0)
+    loaded = tl.load(at, mask=keep[:, None] & (h_at < H)[None, :], other=0.0).to(tl.float32)
+    e_h = tl.load(e + h_at, mask=h_at < H, other=0.0)
+    if KEPT:
+        return loaded, loaded - e_h[None, :]
     if tl.float32 != DTYPE:
         c_h = tl.load(c + h_at, mask=h_at < H, other=0.0)
-        normed = rstd[:, None] * (normed - mean[:, None] * c_h[None, :])
-    return normed
+        loaded = rstd[:, None] * (loaded - mean[:, None] * c_h[None, :])
+    return (loaded + e_h[None, :]).to(DTYPE).to(tl.float32), loaded
 
 
 @triton.jit
@@ -59,19 +66,21 @@ def second_product(h, w2, h_at, k, H, K, TANH: tl.constexpr, PRECISION: tl.const
 
 @triton.jit
 def scores_of(
-    products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH: tl.constexpr, HAS_B2: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    products, row, keep, mean, rstd, c, e, w2, b2, hidden, H, K, TANH: tl.constexpr, HAS_B2: tl.constexpr,
+    KEPT: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a block of tokens. The forward's too: where the backward finds other bits, its
-    exp(s - max) / sum is no softmax.
+    """Scores of a block of tokens; KEEP: h goes to `hidden`. The forward's too: where the backward finds
+    other bits, its exp(s - max) / sum is no softmax.
     """
     k = tl.arange(0, BLOCK_K)
     s = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     for h0 in range(0, H, BLOCK_H):
         at = h0 + tl.arange(0, BLOCK_H)
-        h = hidden_block(products, row, keep, mean, rstd, c, at, H, DTYPE)
-        h += tl.load(e + at, mask=at < H, other=0.0)[None, :]
+        h, _normed = hidden_block(products, row, keep, mean, rstd, c, e, at, H, KEPT, DTYPE)
+        if KEEP:
+            to = hidden + row[:, None] * H + at[None, :]
+            tl.store(to, h.to(DTYPE), mask=keep[:, None] & (at < H)[None, :])
         s += second_product(h, w2, at, k, H, K, TANH, PRECISION, DTYPE)
     if HAS_B2:
         s += tl.load(b2 + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
@@ -81,8 +90,8 @@ def scores_of(
 @triton.jit
 def scores_again(
     mask, products, dweights, wg, c, e, w2, b2, stats, N, H, K, m_b, m_n, TANH: tl.constexpr,
-    HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    HAS_B2: tl.constexpr, HAS_MASK: tl.constexpr, KEPT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """What a backward begins with, of its block of tokens: image, tokens, rows, which are kept, mean, 1/std,
     scores and dP.
@@ -94,8 +103,8 @@ def scores_again(
     keep = tokens_kept(mask, b, n, N, m_b, m_n, HAS_MASK)
     mean, rstd = load_statistics(stats, row, keep)
     s = scores_of(
-        products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH, HAS_B2, PRECISION, wg.dtype.element_ty,
-        BLOCK_N, BLOCK_H, BLOCK_K,
+        products, row, keep, mean, rstd, c, e, w2, b2, products, H, K, TANH, HAS_B2, KEPT, False, PRECISION,
+        wg.dtype.element_ty, BLOCK_N, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     at = dweights + row[:, None] * K + k[None, :]
     dp = tl.load(at, mask=keep[:, None] & (k < K)[None, :], other=0.0)
@@ -104,17 +113,17 @@ def scores_again(
 
 @triton.jit
 def scores_kernel(
-    wg, c, e, w2, b2, products, stats, out, T, H, K, TANH: tl.constexpr, SIGMOID: tl.constexpr,
-    HAS_B2: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    wg, c, e, w2, b2, products, stats, out, hidden, T, H, K, TANH: tl.constexpr, SIGMOID: tl.constexpr,
+    HAS_B2: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a block of tokens, or their sigmoid."""
+    """Scores of a block of tokens, or their sigmoid; KEEP: and the hidden layer."""
     row, k = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     keep = row < T
     mean, rstd = load_statistics(stats, row, keep)
     s = scores_of(
-        products, row, keep, mean, rstd, c, e, w2, b2, H, K, TANH, HAS_B2, PRECISION, wg.dtype.element_ty,
-        BLOCK_N, BLOCK_H, BLOCK_K,
+        products, row, keep, mean, rstd, c, e, w2, b2, hidden, H, K, TANH, HAS_B2, False, KEEP, PRECISION,
+        wg.dtype.element_ty, BLOCK_N, BLOCK_H, BLOCK_K,
     )  # fmt: skip
     if SIGMOID:
         s = 1 / (1 + tl.exp(-s))
@@ -122,18 +131,21 @@ def scores_kernel(
     tl.store(at, s.to(out.dtype.element_ty), mask=keep[:, None] & (k < K)[None, :])
 
 
-def scores(layer: Hidden, stats: Tensor, w2: Tensor, b2: Tensor | None, tanh: bool, sigmoid: bool) -> Tensor:
-    """Scores [B,N,K] in float32, or their sigmoid in the dtype of the products."""
+def scores(
+    layer: Hidden, stats: Tensor, w2: Tensor, b2: Tensor | None, tanh: bool, sigmoid: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Scores [B,N,K] in float32, or their sigmoid in x's dtype; and in that h [B,N,H], else [B,N,0]."""
     (b, n, h), k = layer.products.shape, w2.shape[0]
     wg = layer.wg
     out = wg.new_empty((b, n, k), dtype=wg.dtype if sigmoid else torch.float32)
+    kept = wg.new_empty((b, n, h if keep else 0))
     blocks = score_blocks(wg, k)
     launch(
         scores_kernel, (ceil_div(b * n, blocks["BLOCK_N"]),), wg, wg, layer.c, layer.e, contiguous(w2, wg),
-        contiguous(b2, wg), layer.products, stats, out, b * n, h, k, TANH=tanh, SIGMOID=sigmoid,
-        HAS_B2=b2 is not None, PRECISION=precision(wg), **blocks,
+        contiguous(b2, wg), layer.products, stats, out, kept if keep else wg, b * n, h, k, TANH=tanh,
+        SIGMOID=sigmoid, HAS_B2=b2 is not None, KEEP=keep, PRECISION=precision(wg), **blocks,
     )  # fmt: skip
-    return out
+    return out, kept
 
 
 def score_blocks(x: Tensor, k: int) -> dict[str, int]:

@@ -47,6 +47,7 @@ from jair_kernels.query_pool import triton_softmax as query_pool_softmax
 from jair_kernels.token_pool import triton as token_pool
 from jair_kernels.tokenfuser import triton as tokenfuser
 from jair_kernels.tokenlearner import triton as tokenlearner
+from jair_kernels.tokenlearner.cost import keeps_hidden
 
 # Bytes of shared memory of a block (CUDA C++ programming guide, specifications per compute capability).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
@@ -147,11 +148,12 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     for sigmoid in (False, True):
         y, softmax = token_pool.forward(x, scores, mask, sigmoid, True)
         token_pool.backward(y, x, scores, mask, y, softmax, sigmoid, True)
-    y, softmax, stats = tokenlearner.forward(x, *parameters, mask, 1e-6, True)
-    tokenlearner.backward(y, x, *parameters, mask, y, softmax, stats, True)
+    keep = keeps_hidden(dtype)
+    y, softmax, stats, kept = tokenlearner.forward(x, *parameters, mask, 1e-6, True, keep)
+    tokenlearner.backward(y, x, *parameters, mask, None, softmax, stats, kept, True)
     _triton_hidden.fold_and_dot(x, y, y, w1, b1, scale, shift)
-    y, stats = tokenfuser.forward(x, tokens, *parameters, 1e-6, True)
-    tokenfuser.backward(y, x, tokens, *parameters, stats, True)
+    y, stats, kept = tokenfuser.forward(x, tokens, *parameters, 1e-6, True, keep)
+    tokenfuser.backward(y, x, tokens, *parameters, stats, kept, True)
 
 
 def call_attention(dtype: torch.dtype, l: int, n: int, h: int, h_kv: int, d: int) -> None:

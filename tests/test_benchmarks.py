@@ -74,16 +74,17 @@ def test_counts_of_a_row(op: str, dtype: str, direction: str, flops: int, moved:
     assert contestants.counts(Group(op, VIT, dtype, direction)) == {"flops": flops, "bytes": moved}
 
 
-def test_tokenlearner_saves_statistics_only() -> None:
-    softmax, statistics = 16 * 8 * 2 * 4, 16 * 196 * 2 * 4
-    assert learner_cost.saved_bytes(16, 196, 8, 4) == softmax + statistics == 26_112
+def test_tokenlearner_saves_statistics_and_in_16_bits_the_hidden_layer() -> None:
+    softmax, statistics, hidden = 16 * 8 * 2 * 4, 16 * 196 * 2 * 4, 16 * 196 * 64 * 2
+    assert learner_cost.saved_bytes(16, 196, 64, 8, torch.float32) == softmax + statistics == 26_112
+    assert learner_cost.saved_bytes(16, 196, 64, 8, torch.bfloat16) == 26_112 + hidden == 427_520
 
 
 @pytest.mark.parametrize(
     ("op", "backend", "dtype", "expected"),
     [
         ("fused_tokenlearner", "cpu", "fp32", 26_112),
-        ("fused_tokenlearner", "cpu", "bf16", 26_112),
+        ("fused_tokenlearner", "cpu", "bf16", 427_520),
         ("fused_tokenlearner", "eager", "fp32", 11_364_864),
         ("fused_token_pool", "cpu", "fp32", 1024),
         ("fused_token_pool", "eager", "fp32", 100_352),

@@ -24,10 +24,16 @@ def test_an_operator_refuses_what_it_would_read_past() -> None:
     assert_refused("token_pool_forward", x[:, :0], scores[:, :0], None, False, False)
     assert_refused("token_pool_backward", y, x, scores, None, None, none, False, False)
     assert_refused("token_pool_backward", y, x, scores, None, None, softmax.double(), False, False)
-    assert_refused("tokenlearner_forward", x, w1.double(), None, w2, None, None, None, None, 1e-6, True)
-    assert_refused("tokenlearner_backward", y, *learner, None, None, none, stats, True)
-    assert_refused("tokenlearner_backward", y, *learner, None, None, softmax, none, True)
-    assert_refused("tokenfuser_backward", x, x, y, *learner[1:], none, True)
+    assert_refused(
+        "tokenlearner_forward", x, w1.double(), None, w2, None, None, None, None, 1e-6, True, False
+    )
+    hidden = torch.ones(2, 5, 4)
+    assert_refused("tokenlearner_backward", y, *learner, None, None, none, stats, hidden, True)
+    assert_refused("tokenlearner_backward", y, *learner, None, None, softmax, none, hidden, True)
+    for wrong in (none, hidden[..., :3], hidden[:, :4], hidden.double()):
+        assert_refused("tokenlearner_backward", y, *learner, None, None, softmax, stats, wrong, True)
+        assert_refused("tokenfuser_backward", x, x, y, *learner[1:], stats, wrong, True)
+    assert_refused("tokenfuser_backward", x, x, y, *learner[1:], none, hidden, True)
     assert_refused("query_pool_forward", x[..., :0], y[..., :0], None, False, 1e-6)
     heads = torch.ones(2, 5, 2, 4)
     assert_refused("cross_attention_forward", heads, heads[:, :, :0], heads[:, :, :0], None, None, 1.0)

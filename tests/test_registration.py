@@ -31,19 +31,20 @@ SCHEMAS = {
         "Tensor dx, Tensor dscores",
     ),
     "tokenlearner_forward": (
-        f"Tensor x, {MLP}, Tensor? mask, float eps, bool tanh",
-        "Tensor y, Tensor softmax, Tensor stats",
+        f"Tensor x, {MLP}, Tensor? mask, float eps, bool tanh, bool keep",
+        "Tensor y, Tensor softmax, Tensor stats, Tensor hidden",
     ),
     "tokenlearner_backward": (
-        f"Tensor dy, Tensor x, {MLP}, Tensor? mask, Tensor? y, Tensor softmax, Tensor stats, bool tanh",
+        f"Tensor dy, Tensor x, {MLP}, Tensor? mask, Tensor? y, Tensor softmax, Tensor stats,"
+        " Tensor hidden, bool tanh",
         f"Tensor dx, {MLP_GRADIENTS}",
     ),
     "tokenfuser_forward": (
-        f"Tensor x, Tensor tokens, {MLP}, float eps, bool tanh",
-        "Tensor y, Tensor stats",
+        f"Tensor x, Tensor tokens, {MLP}, float eps, bool tanh, bool keep",
+        "Tensor y, Tensor stats, Tensor hidden",
     ),
     "tokenfuser_backward": (
-        f"Tensor dy, Tensor x, Tensor tokens, {MLP}, Tensor stats, bool tanh",
+        f"Tensor dy, Tensor x, Tensor tokens, {MLP}, Tensor stats, Tensor hidden, bool tanh",
         f"Tensor dx, Tensor dtokens, {MLP_GRADIENTS}",
     ),
 }
@@ -133,14 +134,15 @@ def kernel(name: str) -> Any:
 
 
 def forward_arguments(call: Call, sigmoid_mean: bool = False) -> tuple[Any, ...]:
-    """The arguments of the op `<name>_forward`, in the order of its schema."""
+    """The arguments of the op `<name>_forward`, as its schema has them; without a mask it keeps h."""
     t = call.tensors
+    mask = t.get("mask")
     if call.op == "fused_token_pool":
-        return (t["x"], t["scores"], t.get("mask"), sigmoid_mean, sigmoid_mean)
+        return (t["x"], t["scores"], mask, sigmoid_mean, sigmoid_mean)
     parameters = tuple(t.get(name) for name in PARAMETERS)
     if call.op == "fused_tokenfuser":
-        return (t["x"], t["tokens"], *parameters, 1e-6, True)
-    return (t["x"], *parameters, t.get("mask"), 1e-6, True)
+        return (t["x"], t["tokens"], *parameters, 1e-6, True, True)
+    return (t["x"], *parameters, mask, 1e-6, True, mask is None)
 
 
 def backward_arguments(call: Call, forward: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -149,8 +151,8 @@ def backward_arguments(call: Call, forward: tuple[Any, ...]) -> tuple[Any, ...]:
     if call.op == "fused_token_pool":
         return (y, *forward[:3], y, *saved, *forward[3:])
     if call.op == "fused_tokenfuser":
-        return (y, *forward[:8], *saved, forward[-1])
-    return (y, *forward[:8], y, *saved, forward[-1])
+        return (y, *forward[:8], *saved, forward[-2])
+    return (y, *forward[:8], y, *saved, forward[-2])
 
 
 def both(op: str, make: Any, sigmoid_mean: bool) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -278,11 +280,11 @@ def saved_beyond_inputs(call: Call, **changes: Any) -> int:
 
 
 def expected_saved_bytes(op: str, dtype: torch.dtype) -> int:
-    b, n, k = (SIZES[s] for s in "bnk")
-    statistic = 8 if dtype == torch.float64 else 4
-    if op == "fused_tokenfuser":
-        return 2 * b * n * statistic
-    return 2 * b * (k + (n if op == "fused_tokenlearner" else 0)) * statistic
+    b, n, h, k = (SIZES[s] for s in "bnhk")
+    statistic, hidden = 8 if dtype == torch.float64 else 4, 2 * b * n * h if dtype.itemsize == 2 else 0
+    if op == "fused_token_pool":
+        return 2 * b * k * statistic
+    return hidden + 2 * b * (n if op == "fused_tokenfuser" else n + k) * statistic
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -292,7 +294,7 @@ def test_saved_for_backward(op: str, dtype: torch.dtype) -> None:
     saved = saved_beyond_inputs(call, backend="cpu")
     assert saved == expected_saved_bytes(op, dtype)
     if op == "fused_tokenlearner":
-        assert saved == tokenlearner.cost.saved_bytes(SIZES["b"], SIZES["n"], SIZES["k"], dtype.itemsize)
+        assert saved == tokenlearner.cost.saved_bytes(*(SIZES[s] for s in "bnhk"), dtype)
 
 
 def test_saved_for_backward_of_the_advertised_shape() -> None:
@@ -308,6 +310,13 @@ def test_nothing_is_saved_without_grad(op: str) -> None:
             y = call(backend="cpu")
         assert y.grad_fn is None
         assert_close(y, call.reference())
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d)[6:])
+def test_recording_changes_no_bit(op: str, dtype: torch.dtype) -> None:
+    call = sample(op, 2, 33, 40, 20, 5, dtype=dtype)
+    assert torch.equal(call.requiring_grad()(backend="cpu"), call(backend="cpu"))
 
 
 @pytest.mark.parametrize("op", OPS)

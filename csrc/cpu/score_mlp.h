@@ -6,6 +6,8 @@
 // Backward, with dH = (dS w2) gelu'(h):   dx = r dH Wg - r (dH . c)/D - r xhat (dH . (h - e))/D
 //   M = (r dH)^T (x - shift) - (sum of r dH (m - shift)) 1^T,   dw1 = M diag(gamma) + db1 beta^T,
 //   dgamma = sum_h w1 * M,   dbeta = w1^T db1.                                        (docs/derivations.md)
+// h is rounded to x's type before anything is made of it, so that a backward which reads a kept h finds the same
+// scores.
 #include "cpu/parameter_rows.h"
 
 namespace jair {
@@ -99,26 +101,25 @@ class ScoreMlp : public TokenRows<T> {
     constant_ = frame.take<C>(block), linear_ = frame.take<C>(block), strip_ = frame.take<C>(2 * w_.hp);
   }
 
-  // Scores [count,kp] of rows first.. of the block; h - e [count,hp] goes to `centred` where it is not null.
-  void scores(int64_t first, int64_t count, C* out, C* centred) {
+  // Scores [count,kp] of rows first.. of the block, which hold tokens `token`.. of the image; h - e [count,hp] goes to
+  // `centred` where it is not null.
+  void scores(int64_t image, int64_t token, int64_t first, int64_t count, C* out, C* centred) {
     const int64_t hp = w_.hp;
     if (!centred) centred = centred_;
-    engine.times(rows, first, count, w_.wg, centred, this->ahead);
-    for (int64_t n = 0; n < count; ++n) {
-      const C r = this->rstd[first + n], offset = this->offset(first + n);
-      for (int64_t h = n * hp; h < (n + 1) * hp; h += kLanes<C>) {
-        const Vec<C> h_less_e = r * (load(centred + h) - offset * load(w_.c + h - n * hp));
-        Vec<C> g, slope;
-        gelu<C>(p_.tanh, h_less_e + load(w_.e + h - n * hp), &g, &slope);
-        store(value_ + h, g);
-        store(centred + h, h_less_e);
-      }
+    T* kept = p_.kept ? static_cast<T*>(p_.kept) + (image * p_.tokens + token) * p_.hidden : nullptr;
+    if (reads_hidden()) {
+      read_hidden(kept, count, centred);
+    } else {
+      make_hidden(first, count, centred, kept);
     }
     engine.times_plain(value_, count, hp, w_.w2_columns, out);
     for (int64_t n = 0; n < count * w_.kp; n += w_.kp) {
       for (int64_t k = 0; k < w_.kp; k += kLanes<C>) store(out + n + k, load(out + n + k) + load(w_.b2 + k));
     }
   }
+
+  // What another product of these rows may ask for while it runs, if no product with Wg has done so.
+  Ahead ahead_of_others() const { return reads_hidden() ? this->ahead : Ahead{}; }
 
   // Takes dS [count,kp] of rows first.. of the block; adds to the parameter sums and prepares dx().
   void backward(int64_t first, int64_t count, const C* ds, const C* centred) {
@@ -172,6 +173,49 @@ class ScoreMlp : public TokenRows<T> {
   void end_block(int64_t count) { engine.gather(rows, count, rdh_, w_.hp, p_.hidden, sums_.m); }
 
  private:
+  bool reads_hidden() const { return p_.kept && sums_.m; }
+
+  // gelu(h) and h - e [count,hp] of rows first.. of the block; h itself goes to `kept` [count,H] where it is not null.
+  void make_hidden(int64_t first, int64_t count, C* centred, T* kept) {
+    engine.times(rows, first, count, w_.wg, centred, this->ahead);
+    for (int64_t n = 0; n < count; ++n) {
+      const C r = this->rstd[first + n], offset = this->offset(first + n);
+      C *normed = centred + n * w_.hp, *value = value_ + n * w_.hp;
+      for (int64_t h = 0; h < w_.hp; h += kLanes<C>) {
+        const Vec<C> h_less_e = r * (load(normed + h) - offset * load(w_.c + h));
+        const Vec<C> whole = E::in_type(h_less_e + load(w_.e + h));
+        if (kept) put(kept + n * p_.hidden, h, whole);
+        Vec<C> g, slope;
+        gelu<C>(p_.tanh, whole, &g, &slope);
+        store(value + h, g);
+        store(normed + h, h_less_e);
+      }
+    }
+  }
+
+  // The same from a kept h.
+  void read_hidden(const T* kept, int64_t count, C* centred) {
+    for (int64_t n = 0; n < count; ++n) {
+      for (int64_t h = 0; h < w_.hp; h += kLanes<C>) {
+        const Vec<C> whole = get(kept + n * p_.hidden, h);
+        Vec<C> g, slope;
+        gelu<C>(p_.tanh, whole, &g, &slope);
+        store(value_ + n * w_.hp + h, g);
+        store(centred + n * w_.hp + h, whole - load(w_.e + h));
+      }
+    }
+  }
+
+  // Columns h.. of a row [H], 0 behind its end; and back.
+  Vec<C> get(const T* row, int64_t h) const {
+    if (h + kLanes<C> <= p_.hidden) return load(row + h);
+    return h < p_.hidden ? load_part(row + h, p_.hidden - h) : Vec<C>{};
+  }
+  void put(T* row, int64_t h, Vec<C> v) const {
+    if (h + kLanes<C> <= p_.hidden) return store(row + h, v);
+    if (h < p_.hidden) store_part(row + h, v, p_.hidden - h);
+  }
+
   const ScoreMlpParams& p_;
   const ScoreMlpWeights<T>& w_;
   ScoreMlpSums<C> sums_;

@@ -44,6 +44,23 @@ struct ScoreMlpTensors {
     return p;
   }
 
+  // h as a forward keeps it, [B,N,H], or [B,N,0] where it does not; entered into the parameters.
+  Tensor new_hidden(ScoreMlpParams& p, bool keep) const {
+    Tensor hidden = empty(x, {p.batch, p.tokens, keep ? p.hidden : 0}, x.scalar_type());
+    p.kept = keep ? hidden.data_ptr() : nullptr;
+    return hidden;
+  }
+
+  // What a forward returned so, contiguous, for its backward.
+  Tensor kept_hidden(ScoreMlpParams& p, const Tensor& hidden) const {
+    const bool kept = hidden.dim() == 3 && hidden.size(2) > 0;
+    check_shape(hidden, {p.batch, p.tokens, kept ? p.hidden : 0}, "hidden");
+    check_dtype(hidden, x.scalar_type(), "hidden");
+    Tensor dense = torch::stable::contiguous(hidden);
+    p.kept = kept ? dense.data_ptr() : nullptr;
+    return dense;
+  }
+
   ScalarType statistic() const { return accumulate_type(x.scalar_type()); }
 };
 

@@ -16,6 +16,7 @@ class TileEngine {
     return std::max(kStrip, std::min<int64_t>(kBudget / (2 * pad_width(width)) / kStrip * kStrip, 512));
   }
   static Vec<C> rounded(Vec<C> w) { return (Vec<C>)widen((__m256i)_mm512_cvtneps_pbh((__m512)w)); }
+  static Vec<C> in_type(Vec<C> v) { return rounded(v); }
   static C rounded_weight(C w) { return rounded(splat(w))[0]; }
 
   explicit TileEngine(Scratch::Frame& frame) : unit_(frame) {}

@@ -20,8 +20,9 @@ namespace {
 
 constexpr int64_t kGrain = 32;
 
-std::tuple<Tensor, Tensor> forward(Tensor x, Tensor tokens, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2,
-                                   OptionalTensor norm_weight, OptionalTensor norm_bias, double eps, bool tanh) {
+std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor tokens, Tensor w1, OptionalTensor b1, Tensor w2,
+                                           OptionalTensor b2, OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                           double eps, bool tanh, bool keep) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, std::nullopt);
   TokenFuserParams p{};
   p.mlp = tensors.params(eps, tanh);
@@ -30,18 +31,19 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor tokens, Tensor w1, OptionalT
   check_dtype(tokens, x.scalar_type(), "tokens");
   const Tensor dense_tokens = torch::stable::contiguous(tokens);
   Tensor y = empty(x, {b, n, d}, x.scalar_type()), stats = empty(x, {b, n, 2}, tensors.statistic());
+  Tensor hidden = tensors.new_hidden(p.mlp, keep);
   const Plan plan(b, n, thread_count(), kGrain);
   p.tokens = dense_tokens.data_ptr(), p.y = y.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(tokenfuser_forward, T, p);
   });
-  return {y, stats};
+  return {y, stats, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor dy, Tensor x, Tensor tokens, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2,
-    OptionalTensor norm_weight, OptionalTensor norm_bias, Tensor stats, bool tanh) {
+    OptionalTensor norm_weight, OptionalTensor norm_bias, Tensor stats, Tensor hidden, bool tanh) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, std::nullopt);
   TokenFuserParams p{};
   p.mlp = tensors.params(0, tanh);
@@ -52,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   check_shape(tokens, {b, k, d}, "tokens");
   check_dtype(tokens, x.scalar_type(), "tokens");
   const Tensor rows_dy = with_dense_rows(dy), dense_tokens = torch::stable::contiguous(tokens);
-  const Tensor dense_stats = torch::stable::contiguous(stats);
+  const Tensor dense_stats = torch::stable::contiguous(stats), dense_hidden = tensors.kept_hidden(p.mlp, hidden);
   Tensor dx = empty(x, {b, n, d}, x.scalar_type()), dtokens = empty(x, {b, k, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);

@@ -36,7 +36,7 @@ class TokenFuser {
     for (int64_t n = s.begin; n < s.end; n += E::kStrip) {
       const int64_t count = std::min(E::kStrip, s.end - n);
       mlp_.load_rows(s.image, n, 0, count);
-      mlp_.scores(0, count, weights_, nullptr);
+      mlp_.scores(s.image, n, 0, count, weights_, nullptr);
       sigmoid_weights<C>(weights_, count, nullptr, 0, k_);
       T* y = static_cast<T*>(p_.y) + (s.image * p_.mlp.tokens + n) * p_.mlp.width;
       mlp_.engine.spread(0, count, p_.mlp.width, {weights_, kp_, &spread_}, {nullptr, 0, nullptr},
@@ -87,7 +87,7 @@ class TokenFuser {
     const int64_t width = p_.mlp.width;
     C* weights = weights_ + first * kp_;
     mlp_.load_rows(image, token, first, count);
-    mlp_.scores(first, count, weights, centred_);
+    mlp_.scores(image, token, first, count, weights, centred_);
     sigmoid_weights<C>(weights, count, nullptr, 0, k_);
     const T* dy = static_cast<const T*>(p_.dy) + image * p_.dy_image + token * p_.dy_token;
     mlp_.engine.load_rows(dy_rows_, first, count, width, {dy, p_.dy_token, nullptr, 0}, nullptr);

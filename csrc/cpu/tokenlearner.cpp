@@ -20,27 +20,29 @@ namespace {
 
 constexpr int64_t kGrain = 32;
 
-std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2,
-                                           OptionalTensor norm_weight, OptionalTensor norm_bias, OptionalTensor mask,
-                                           double eps, bool tanh) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2,
+                                                   OptionalTensor norm_weight, OptionalTensor norm_bias,
+                                                   OptionalTensor mask, double eps, bool tanh, bool keep) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, mask);
   TokenLearnerParams p{};
   p.mlp = tensors.params(eps, tanh);
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
   Tensor y = empty(x, {b, k, d}, x.scalar_type());
   Tensor softmax = empty(x, {b, k, 2}, tensors.statistic()), stats = empty(x, {b, n, 2}, tensors.statistic());
+  Tensor hidden = tensors.new_hidden(p.mlp, keep);
   const Plan plan(b, n, thread_count(), kGrain);
   p.y = y.data_ptr(), p.softmax = softmax.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
   dispatch_dtype(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     JAIR_CALL_ISA(tokenlearner_forward, T, p);
   });
-  return {y, softmax, stats};
+  return {y, softmax, stats, hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor dy, Tensor x, Tensor w1, OptionalTensor b1, Tensor w2, OptionalTensor b2, OptionalTensor norm_weight,
-    OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor, Tensor softmax, Tensor stats, bool tanh) {
+    OptionalTensor norm_bias, OptionalTensor mask, OptionalTensor, Tensor softmax, Tensor stats, Tensor hidden,
+    bool tanh) {
   const ScoreMlpTensors tensors(x, w1, b1, w2, b2, norm_weight, norm_bias, mask);
   TokenLearnerParams p{};
   p.mlp = tensors.params(0, tanh);
@@ -51,6 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   check_kept(stats, {b, n, 2}, x, "stats");
   const Tensor dense_dy = torch::stable::contiguous(dy);
   const Tensor dense_softmax = torch::stable::contiguous(softmax), dense_stats = torch::stable::contiguous(stats);
+  const Tensor dense_hidden = tensors.kept_hidden(p.mlp, hidden);
   Tensor dx = empty(x, {b, n, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);

@@ -42,7 +42,7 @@ class TokenLearner {
       for (int64_t i = 0; i < rows; i += E::kStrip) {
         const int64_t count = std::min(E::kStrip, rows - i);
         mlp_.load_rows(s.image, n + i, i, count);
-        mlp_.scores(i, count, weights_ + i * kp_, nullptr);
+        mlp_.scores(s.image, n + i, i, count, weights_ + i * kp_, nullptr);
       }
       softmax_weights(state, weights_, rows, mlp_.keep(s.image, n), p_.mlp.mask_token, k_, dp_);
       mlp_.engine.gather(mlp_.rows, rows, weights_, kp_, k_, state.acc);
@@ -82,8 +82,8 @@ class TokenLearner {
       for (int64_t i = 0; i < rows; i += E::kStrip) {
         const int64_t count = std::min(E::kStrip, rows - i), at = n - s.begin + i;
         mlp_.load_rows(s.image, n + i, i, count);
-        mlp_.scores(i, count, kept.p + at * kp_, kept.centred + at * hp_);
-        mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_);
+        mlp_.scores(s.image, n + i, i, count, kept.p + at * kp_, kept.centred + at * hp_);
+        mlp_.engine.times(mlp_.rows, i, count, dy_columns_, kept.dp + at * kp_, mlp_.ahead_of_others());
         softmax_.weigh(kept.p + at * kp_, count, kp_, mlp_.keep(s.image, n + i), p_.mlp.mask_token);
         add_shift(i, count, kept.dp + at * kp_);
         kept.add(kept.p + at * kp_, kept.dp + at * kp_, count, kp_);

@@ -60,6 +60,12 @@ class VectorEngine {
 
   // A weight as the products see it.
   static Vec<C> rounded(Vec<C> w) { return w; }
+  // v as x's type holds it.
+  static Vec<C> in_type(Vec<C> v) {
+    T narrow[kLanes<C>];
+    store(narrow, v);
+    return load(narrow);
+  }
   static C rounded_weight(C w) { return w; }
 
   // --- X

@@ -68,7 +68,7 @@ _KERNELS = _operators.define(
     folded=(range(5), range(8)),
     flops=(_forward_flops, _backward_flops),
     unfit=_unfit_triton,
-    reads_result=True,
+    reads_result=("triton",),
 )
 register("fused_cross_attention", **_KERNELS)
 register_block("cross_attention", **_KERNELS)

@@ -56,7 +56,7 @@ _KERNELS = _operators.define(
     folded=((0, 1, 2), (0, 1, 2, 3, 4, 5)),
     flops=(_forward_flops, _backward_flops),
     unfit=_unfit_triton,
-    reads_result=True,
+    reads_result=("triton",),
 )
 register("fused_token_pool", **_KERNELS)
 

@@ -17,6 +17,7 @@ from jair_kernels._autograd import (
 )
 from jair_kernels._backends import kernel, register
 from jair_kernels.tokenfuser import cost
+from jair_kernels.tokenlearner.cost import keeps_hidden
 
 Tensor = torch.Tensor
 
@@ -32,9 +33,14 @@ def _fake_forward(
     norm_bias: Tensor | None,
     eps: float,
     tanh: bool,
-) -> tuple[Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     b, n, _ = x.shape
-    return x.new_empty(x.shape), x.new_empty((b, n, 2), dtype=accumulate_dtype(x.dtype))
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((b, n, 2), dtype=accumulate_dtype(x.dtype)),
+        x.new_empty((b, n, w1.shape[0] if keep else 0)),
+    )
 
 
 def _fake_backward(
@@ -48,6 +54,7 @@ def _fake_backward(
     norm_weight: Tensor | None,
     norm_bias: Tensor | None,
     stats: Tensor,
+    hidden: Tensor,
     tanh: bool,
 ) -> tuple[Tensor, ...]:
     parameters = (w1, b1, w2, b2, norm_weight, norm_bias)
@@ -74,7 +81,7 @@ _KERNELS = _operators.define(
     "tokenfuser",
     _fake_forward,
     _fake_backward,
-    (2, 8),
+    (3, 8),
     folded=((0, 1), ()),
     flops=(_forward_flops, _backward_flops),
     unfit=_unfit_triton,
@@ -83,7 +90,7 @@ register("fused_tokenfuser", **_KERNELS)
 
 
 class _TokenFuser(torch.autograd.Function):
-    """Saves x, the tokens and mean and 1/std of every row of x [B,N,2]."""
+    """Saves x, the tokens, mean and 1/std of every row of x [B,N,2], in 16 bits the hidden layer [B,N,H]."""
 
     generate_vmap_rule = True
 
@@ -101,28 +108,30 @@ class _TokenFuser(torch.autograd.Function):
         tanh: bool,
         dtype: torch.dtype,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
+        recorded: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenfuser", backend).forward
-        y, stats = run(cast(x, dtype), cast(tokens, dtype), w1, b1, w2, b2, norm_weight, norm_bias, eps, tanh)
-        return y, stats
+        parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and keeps_hidden(dtype)
+        y, stats, hidden = run(cast(x, dtype), cast(tokens, dtype), *parameters, eps, tanh, keep)
+        return y, stats, hidden
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, _, ctx.tanh, ctx.dtype, ctx.backend = inputs
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[1])
+        ctx.save_for_backward(*tensors, *output[1:])
 
     @staticmethod
     @differentiable_once("fused_tokenfuser")
-    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
-        x, tokens, *parameters, stats = ctx.saved_tensors
+        x, tokens, *parameters, stats, hidden = ctx.saved_tensors
         run = kernel("fused_tokenfuser", ctx.backend).backward
-        grads = run(dy, cast(x, ctx.dtype), cast(tokens, ctx.dtype), *parameters, stats, ctx.tanh)
+        grads = run(dy, cast(x, ctx.dtype), cast(tokens, ctx.dtype), *parameters, stats, hidden, ctx.tanh)
         inputs = (x, tokens, *parameters)
         return *grads_like(grads, inputs, ctx.needs_input_grad[:8]), None, None, None, None
 
 
-apply = Differentiable("fused_tokenfuser", _TokenFuser)
+apply = Differentiable("fused_tokenfuser", _TokenFuser, recorded=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 
 def forward_flops(b: int, n: int, d: int, h: int, k: int) -> int:
     """The two matrix products of the score MLP and the pooling product."""
@@ -23,8 +25,16 @@ def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int
     return itemsize * (2 * b * (n * d + k * d) + 2 * (h * d + k * h))
 
 
-def saved_bytes(b: int, n: int, k: int, itemsize: int) -> int:
-    """Kept for the backward beside x and the parameters: max and 1/sum of every softmax, mean and 1/std of
-    every token. Where a kernel reads y, as in Triton, that is kept too.
+def keeps_hidden(dtype: torch.dtype) -> bool:
+    """Whether h = w1 LN(x) + b1 is kept for the backward, which else makes it again by a product of x: in 16
+    bits, in which it is small.
     """
-    return max(itemsize, 4) * 2 * b * (k + n)
+    return dtype.itemsize == 2
+
+
+def saved_bytes(b: int, n: int, h: int, k: int, dtype: torch.dtype) -> int:
+    """Kept for the backward beside x and the parameters: max and 1/sum of every softmax, mean and 1/std of
+    every token, the hidden layer where `keeps_hidden`. A kernel in CUDA keeps y, but no hidden layer.
+    """
+    hidden = b * n * h if keeps_hidden(dtype) else 0
+    return max(dtype.itemsize, 4) * 2 * b * (k + n) + dtype.itemsize * hidden

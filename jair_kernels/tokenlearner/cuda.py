@@ -40,29 +40,32 @@ def _second_layer(x: Tensor, w2: Tensor, b2: Tensor | None) -> tuple[Tensor, Ten
 
 def forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, norm_weight: Tensor | None,
-    norm_bias: Tensor | None, mask: Tensor | None, eps: float, tanh: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The op's forward: y [B,K,D] in x's dtype, max and 1/sum [B,K,2] and stats [B,N,2] in float32."""
+    norm_bias: Tensor | None, mask: Tensor | None, eps: float, tanh: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The op's forward: y [B,K,D] in x's dtype, max and 1/sum [B,K,2] and stats [B,N,2] in float32. No hidden
+    layer: the backward's one reading of x gives it again.
+    """
     (b, n, d), k = x.shape, w2.shape[0]
+    nothing = x.new_empty((b, n, 0))
     if b == 0:
         y, softmax = x.new_empty((0, k, d)), x.new_empty((0, k, 2), dtype=torch.float32)
-        return y, softmax, x.new_empty((0, n, 2), dtype=torch.float32)
+        return y, softmax, x.new_empty((0, n, 2), dtype=torch.float32), nothing
     x = _aligned(x)
     shares, tokens = _shares(b, n)
     operands = (*fold(x, w1, b1, norm_weight, norm_bias), *_second_layer(x, w2, b2))
     run = torch.ops.jair_kernels.tokenlearner_pool.default
     pooled, pairs, stats = run(x, *operands, mask, eps, tanh, shares, tokens)
     if shares == 1:
-        return pooled, pairs.view(b, k, 2), stats
+        return pooled, pairs.view(b, k, 2), stats, nothing
     y, softmax = x.new_empty((b, k, d)), x.new_empty((b, k, 2), dtype=torch.float32)
     merge(pooled, pairs, mask, n, y, softmax, False)
-    return y, softmax, stats
+    return y, softmax, stats, nothing
 
 
 def backward(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
     norm_weight: Tensor | None, norm_bias: Tensor | None, mask: Tensor | None, y: Tensor, softmax: Tensor,
-    stats: Tensor, tanh: bool,
+    stats: Tensor, hidden: Tensor, tanh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The op's backward: dx [B,N,D] in x's dtype, the parameters' gradients in theirs."""
     (b, n, d), (k, h) = x.shape, w2.shape

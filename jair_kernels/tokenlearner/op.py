@@ -32,12 +32,14 @@ def _fake_forward(
     mask: Tensor | None,
     eps: float,
     tanh: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    (b, n, d), k, statistic = x.shape, w2.shape[0], accumulate_dtype(x.dtype)
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (b, n, d), (k, h), statistic = x.shape, w2.shape, accumulate_dtype(x.dtype)
     return (
         x.new_empty((b, k, d)),
         x.new_empty((b, k, 2), dtype=statistic),
         x.new_empty((b, n, 2), dtype=statistic),
+        x.new_empty((b, n, h if keep else 0)),
     )
 
 
@@ -54,6 +56,7 @@ def _fake_backward(
     y: Tensor | None,
     softmax: Tensor,
     stats: Tensor,
+    hidden: Tensor,
     tanh: bool,
 ) -> tuple[Tensor, ...]:
     parameters = (w1, b1, w2, b2, norm_weight, norm_bias)
@@ -76,18 +79,20 @@ _KERNELS = _operators.define(
     "tokenlearner",
     _fake_forward,
     _fake_backward,
-    (3, 7),
+    (4, 7),
     folded=((0, 7), ()),
     flops=(_forward_flops, _backward_flops),
     unfit=_unfit_triton,
     unfit_cuda=passes.unfit if _library.has_operator("tokenlearner_pool", "CUDA") else None,
-    reads_result=True,
+    reads_result=("cuda",),
 )
 register("fused_tokenlearner", **_KERNELS)
 
 
 class _TokenLearner(torch.autograd.Function):
-    """Saves x, max and 1/sum of softmaxes [B,K,2], mean and 1/std of tokens [B,N,2]; y where it is read."""
+    """Saves x, max and 1/sum of softmaxes [B,K,2], mean and 1/std of tokens [B,N,2]; in 16 bits the hidden
+    layer [B,N,H]; y where it is read.
+    """
 
     generate_vmap_rule = True
 
@@ -105,10 +110,12 @@ class _TokenLearner(torch.autograd.Function):
         tanh: bool,
         dtype: torch.dtype,
         backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        recorded: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenlearner", backend).forward
-        y, softmax, stats = run(cast(x, dtype), w1, b1, w2, b2, norm_weight, norm_bias, mask, eps, tanh)
-        return y, softmax, stats
+        parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and cost.keeps_hidden(dtype)
+        y, softmax, stats, hidden = run(cast(x, dtype), *parameters, mask, eps, tanh, keep)
+        return y, softmax, stats, hidden
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -122,11 +129,11 @@ class _TokenLearner(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
-        x, *parameters, mask, y, softmax, stats = ctx.saved_tensors
+        x, *parameters, mask, y, softmax, stats, hidden = ctx.saved_tensors
         run = kernel("fused_tokenlearner", ctx.backend).backward
-        grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, softmax, stats, ctx.tanh)
+        grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, softmax, stats, hidden, ctx.tanh)
         inputs = (x, *parameters)
         return *grads_like(grads, inputs, ctx.needs_input_grad[:7]), None, None, None, None, None
 
 
-apply = Differentiable("fused_tokenlearner", _TokenLearner)
+apply = Differentiable("fused_tokenlearner", _TokenLearner, recorded=False)

@@ -1,5 +1,6 @@
 // g = gelu(h) over rows, and its backward. Included once per instruction set.
 #include "cpu/vec.h"
+#include "cpu/gelu.h"
 #include "cpu/pool.h"
 #include "cpu/rows.h"
 
@@ -14,14 +15,15 @@ class Gelu {
   explicit Gelu(const GeluParams& p) : p_(p) {}
 
   void forward(int64_t first, int64_t last) const {
+    const int64_t width = p_.width, h_row = p_.h_row;
     over_rows(first, last, [&](auto group, int64_t row) {
-      const T* h = static_cast<const T*>(p_.h) + row * p_.h_row;
-      T* g = static_cast<T*>(p_.g) + row * p_.width;
-      over_columns<C>(p_.width, [&](int64_t d, auto vector) {
+      const T* h = static_cast<const T*>(p_.h) + row * h_row;
+      T* g = static_cast<T*>(p_.g) + row * width;
+      over_columns<C>(width, [&](int64_t d, auto vector) {
         for (int i = 0; i < group.kRows; ++i) {
           Vec<C> value, slope;
-          gelu<C>(kTanh, vector.get(h + i * p_.h_row + d), &value, &slope);
-          vector.put(g + i * p_.width + d, value);
+          gelu<T>(kTanh, vector.get(h + i * h_row + d), &value, &slope);
+          vector.put(g + i * width + d, value);
         }
       });
     });
@@ -29,18 +31,19 @@ class Gelu {
 
   // Adds to sums [padded width] those of dh.
   void backward(int64_t first, int64_t last, C* sums) const {
+    const int64_t width = p_.width, h_row = p_.h_row, dg_row = p_.dg_row;
     over_rows(first, last, [&](auto group, int64_t row) {
-      const T* h = static_cast<const T*>(p_.h) + row * p_.h_row;
-      const T* dg = static_cast<const T*>(p_.dg) + row * p_.dg_row;
-      T *g = static_cast<T*>(p_.g) + row * p_.width, *dh = static_cast<T*>(p_.dh) + row * p_.width;
-      over_columns<C>(p_.width, [&](int64_t d, auto vector) {
+      const T* h = static_cast<const T*>(p_.h) + row * h_row;
+      const T* dg = static_cast<const T*>(p_.dg) + row * dg_row;
+      T *g = static_cast<T*>(p_.g) + row * width, *dh = static_cast<T*>(p_.dh) + row * width;
+      over_columns<C>(width, [&](int64_t d, auto vector) {
         Vec<C> total{};
         for (int i = 0; i < group.kRows; ++i) {
           Vec<C> value, slope;
-          gelu<C>(kTanh, vector.get(h + i * p_.h_row + d), &value, &slope);
-          const Vec<C> gradient = vector.get(dg + i * p_.dg_row + d) * slope;
-          vector.put(g + i * p_.width + d, value);
-          vector.put(dh + i * p_.width + d, gradient);
+          gelu<T>(kTanh, vector.get(h + i * h_row + d), &value, &slope);
+          const Vec<C> gradient = vector.get(dg + i * dg_row + d) * slope;
+          vector.put(g + i * width + d, value);
+          vector.put(dh + i * width + d, gradient);
           total += gradient;
         }
         store(sums + d, load(sums + d) + total);

@@ -8,6 +8,7 @@
 //   dgamma = sum_h w1 * M,   dbeta = w1^T db1.                                        (docs/derivations.md)
 // h is rounded to x's type before anything is made of it, so that a backward which reads a kept h finds the same
 // scores.
+#include "cpu/gelu.h"
 #include "cpu/parameter_rows.h"
 
 namespace jair {
@@ -128,7 +129,7 @@ class ScoreMlp : public TokenRows<T> {
     for (int64_t n = 0; n < count * hp; n += hp) {
       for (int64_t h = 0; h < hp; h += kLanes<C>) {
         Vec<C> g, slope;
-        gelu<C>(p_.tanh, load(centred + n + h) + load(w_.e + h), &g, &slope);
+        gelu<T>(p_.tanh, load(centred + n + h) + load(w_.e + h), &g, &slope);
         store(value_ + n + h, g);
         store(slope_ + n + h, slope);
       }
@@ -186,7 +187,7 @@ class ScoreMlp : public TokenRows<T> {
         const Vec<C> whole = E::in_type(h_less_e + load(w_.e + h));
         if (kept) put(kept + n * p_.hidden, h, whole);
         Vec<C> g, slope;
-        gelu<C>(p_.tanh, whole, &g, &slope);
+        gelu<T>(p_.tanh, whole, &g, &slope);
         store(value + h, g);
         store(normed + h, h_less_e);
       }
@@ -199,7 +200,7 @@ class ScoreMlp : public TokenRows<T> {
       for (int64_t h = 0; h < w_.hp; h += kLanes<C>) {
         const Vec<C> whole = get(kept + n * p_.hidden, h);
         Vec<C> g, slope;
-        gelu<C>(p_.tanh, whole, &g, &slope);
+        gelu<T>(p_.tanh, whole, &g, &slope);
         store(value_ + n * w_.hp + h, g);
         store(centred + n * w_.hp + h, whole - load(w_.e + h));
       }

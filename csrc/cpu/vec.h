@@ -1,4 +1,4 @@
-// Vectors of one instruction set on the compiler's vector extension: loads with conversion, exp, GELU, sigmoid.
+// Vectors of one instruction set on the compiler's vector extension: loads with conversion, exp, sigmoid.
 // Included once per instruction set (foreach_isa.h); no include guard against the others.
 #if !defined(JAIR_SHARED_VEC)
 #define JAIR_SHARED_VEC
@@ -84,11 +84,28 @@ inline Vec<double> load(const double* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-inline Vec<float> load(const bf16* p) {
+// 16 bits of each lane, to 32 and back. (gcc makes five instructions of __builtin_convertvector for a wide vector.)
+inline Word32 widened(const void* p) {
+#if JAIR_VECTOR == 64
+  return (Word32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif JAIR_VECTOR == 32
+  return (Word32)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#else
   Half16 half;
   std::memcpy(&half, p, sizeof half);
-  return bit_cast<Vec<float>>(__builtin_convertvector(half, Word32) << 16);
+  return __builtin_convertvector(half, Word32);
+#endif
 }
+inline void store_low(void* p, Word32 v) {
+#if JAIR_VECTOR == 64
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)v));
+#else
+  const Half16 half = __builtin_convertvector(v, Half16);
+  std::memcpy(p, &half, sizeof half);
+#endif
+}
+
+inline Vec<float> load(const bf16* p) { return bit_cast<Vec<float>>(widened(p) << 16); }
 inline Vec<float> load(const f16* p) {
 #if JAIR_VECTOR == 64
   return (Vec<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -96,9 +113,7 @@ inline Vec<float> load(const f16* p) {
   return (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   // Shift exponent and mantissa into place, then let a multiplication renormalise subnormals and rebias.
-  Half16 half;
-  std::memcpy(&half, p, sizeof half);
-  const Word32 h = __builtin_convertvector(half, Word32);
+  const Word32 h = widened(p);
   const Word32 magnitude = (h & 0x7fff) << 13;
   const Vec<float> scaled = bit_cast<Vec<float>>(magnitude) * 0x1p112f;
   const Word32 special = (Word32)(magnitude >= (Word32{} + 0x0f800000));  // infinity and NaN keep a full exponent
@@ -110,11 +125,18 @@ inline Vec<float> load(const f16* p) {
 inline void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, Vec<float> v) {
+#if defined(JAIR_TILES)
+  constexpr int kSubnormal = 0x20;  // which the conversion would take for zeros
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kSubnormal) == 0, 1)) {
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
+    std::memcpy(p, &half, sizeof half);
+    return;
+  }
+#endif
   const Word32 bits = bit_cast<Word32>(v);
   const Word32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const Word32 nan = (Word32)(v != v);
-  const Half16 half = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), Half16);
-  std::memcpy(p, &half, sizeof half);
+  store_low(p, (rounded & ~nan) | (nan & 0x7fc0));
 }
 inline void store(f16* p, Vec<float> v) {
 #if JAIR_VECTOR == 64
@@ -132,8 +154,7 @@ inline void store(f16* p, Vec<float> v) {
   Word32 half = (small & subnormal) | (~small & normal);
   half = (large & 0x7c00) | (~large & half);
   half = (nan & 0x7e00) | (~nan & half) | sign;
-  const Half16 narrow = __builtin_convertvector(half, Half16);
-  std::memcpy(p, &narrow, sizeof narrow);
+  store_low(p, half);
 #endif
 }
 
@@ -172,6 +193,26 @@ inline V vmin(V a, V b) {
   return a < b ? a : b;
 }
 
+// The smaller, or the larger, of each lane and a limit; NaN kept.
+template <typename C>
+inline Vec<C> at_most(Vec<C> v, C limit) {
+  return v > limit ? splat(limit) : v;
+}
+template <typename C>
+inline Vec<C> at_least(Vec<C> v, C limit) {
+  return v < limit ? splat(limit) : v;
+}
+#if JAIR_VECTOR == 64
+template <>
+inline Vec<float> at_most(Vec<float> v, float limit) {
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(limit), (__m512)v);
+}
+template <>
+inline Vec<float> at_least(Vec<float> v, float limit) {
+  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(limit), (__m512)v);
+}
+#endif
+
 template <typename C>
 inline Vec<C> absolute(Vec<C> v) {
   return bit_cast<Vec<C>>(bit_cast<Bits<C>>(v) & std::numeric_limits<decltype(Bits<C>{}[0] + Bits<C>{}[0])>::max());
@@ -188,12 +229,23 @@ inline Vec<float> reciprocal(Vec<float> v) {
 }
 inline Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
 
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer n in the low bits
+
+// p 2^n, `shifted` = n + kRound.
+inline Vec<float> times_power(Vec<float> p, Vec<float> shifted) {
+#if JAIR_VECTOR == 64
+  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)(shifted - kRound));
+#else
+  const Bits<float> n = bit_cast<Bits<float>>(shifted) - bit_cast<int32_t>(kRound);
+  const Bits<float> half = n >> 1, rest = n - half;  // two steps: 2^n itself may not be a normal number
+  return p * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((rest + 127) << 23);
+#endif
+}
+
 // e^x to 1 ulp on the whole range: 0 below the subnormals, infinity above, NaN kept.
 // x = n ln 2 + r with ln 2 in two terms, |r| <= ln(2)/2; e^r by a minimax polynomial of degree 6.
 inline Vec<float> exp(Vec<float> x) {
-  x = x > 89.0f ? splat(89.0f) : x;
-  x = x < -104.0f ? splat(-104.0f) : x;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  x = at_least(at_most(x, 89.0f), -104.0f);
   const Vec<float> shifted = x * 1.44269504f + kRound;
   const Vec<float> n = shifted - kRound;
   const Vec<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -202,13 +254,7 @@ inline Vec<float> exp(Vec<float> x) {
   p = p * r + 1.66665211e-1f;
   p = p * r + 4.99999940e-1f;
   p = p * (r * r) + r + 1.0f;
-#if JAIR_VECTOR == 64
-  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  const Bits<float> k = bit_cast<Bits<float>>(shifted) - bit_cast<int32_t>(kRound);
-  const Bits<float> half = k >> 1, rest = k - half;  // two steps: 2^k itself may not be a normal number
-  return p * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((rest + 127) << 23);
-#endif
+  return times_power(p, shifted);
 }
 inline Vec<double> exp(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
@@ -229,62 +275,6 @@ template <typename C>
 inline Vec<C> sigmoid(Vec<C> x) {
   Vec<C> rest;
   return sigmoid<C>(x, &rest);
-}
-
-// The standard normal distribution: P(X <= x) and its density.
-inline void normal(Vec<float> x, Vec<float>* cdf, Vec<float>* density) {
-  // P(X <= -t) = exp(-t^2/2) R(t), t >= 0, with R a polynomial in (t-3)/(t+3), relative error 1e-8.
-  Vec<float> t = absolute<float>(x);
-  t = t > 14.5f ? splat(14.5f) : t;
-  const Vec<float> e = exp(-0.5f * t * t);
-  const Vec<float> z = (t - 3.0f) * reciprocal(t + 3.0f);
-  Vec<float> r = z * 5.31622791e-5f + 1.15013994e-4f;
-  r = r * z - 3.39013204e-4f;
-  r = r * z - 9.83288512e-4f;
-  r = r * z + 2.90438742e-3f;
-  r = r * z + 6.13194238e-3f;
-  r = r * z - 4.62132618e-2f;
-  r = r * z + 1.23225041e-1f;
-  r = r * z - 2.06402615e-1f;
-  r = r * z + 1.21513948e-1f;
-  const Vec<float> tail = e * r;
-  *cdf = x < 0.0f ? tail : 1.0f - tail;
-  *density = e * 0.398942280f;
-}
-inline void normal(Vec<double> x, Vec<double>* cdf, Vec<double>* density) {
-  for (int i = 0; i < kLanes<double>; ++i) {
-    (*cdf)[i] = 0.5 * std::erfc(-x[i] * 0.70710678118654752440);
-    (*density)[i] = 0.39894228040143267794 * std::exp(-0.5 * x[i] * x[i]);
-  }
-}
-
-// GELU and its derivative, tanh form: x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
-template <typename C>
-inline void gelu_tanh(Vec<C> x, Vec<C>* value, Vec<C>* slope) {
-  constexpr C kLinear = 1.5957691216057307117597842397375, kCubic = kLinear * 0.044715;
-  // Beyond 15 the value is x or 0; the polynomials must not overflow into infinity * 0.
-  Vec<C> c = x > C(15) ? splat(C(15)) : x;
-  c = c < C(-15) ? splat(C(-15)) : c;
-  const Vec<C> square = c * c;
-  Vec<C> rest;
-  const Vec<C> s = sigmoid<C>(c * (square * kCubic + kLinear), &rest);
-  *value = x > C(0) ? x * s : c * s;
-  *slope = s + c * s * rest * (square * (3 * kCubic) + kLinear);
-}
-
-// The same, exact form: x P(X <= x).
-template <typename C>
-inline void gelu_erf(Vec<C> x, Vec<C>* value, Vec<C>* slope) {
-  Vec<C> cdf, density;
-  normal(x, &cdf, &density);
-  const Vec<C> c = x > C(40) ? splat(C(40)) : x < C(-40) ? splat(C(-40)) : x;
-  *value = x * cdf;
-  *slope = cdf + c * density;
-}
-
-template <typename C>
-inline void gelu(bool tanh, Vec<C> x, Vec<C>* value, Vec<C>* slope) {
-  tanh ? gelu_tanh<C>(x, value, slope) : gelu_erf<C>(x, value, slope);
 }
 
 // sum += value, with the rounding of the sums so far carried along in `excess` (Kahan), so that many terms lose no

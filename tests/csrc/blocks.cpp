@@ -48,6 +48,7 @@ struct Halves {
   void (*narrow_bf16)(const float*, uint16_t*, int64_t);
   void (*widen_f16)(const uint16_t*, float*, int64_t);
   void (*narrow_f16)(const float*, uint16_t*, int64_t);
+  void (*apply)(Function, const float*, float*, int64_t);
 };
 
 }  // namespace jair
@@ -62,16 +63,21 @@ template <typename T>
 using Dense = py::array_t<T, py::array::c_style>;
 
 template <typename C>
-void bind(py::module_& isa, const char* dtype, jair::Blocks<C> blocks) {
-  auto m = isa.def_submodule(dtype);
-  m.attr("lanes") = blocks.lanes;
-  for (int i = 0; i < 9; ++i) {
-    m.def(jair::kFunctions[i], [blocks, i](Dense<C> x) {
+void bind_functions(py::module_& m, int first, void (*apply)(jair::Function, const C*, C*, int64_t)) {
+  for (int i = first; i < 9; ++i) {
+    m.def(jair::kFunctions[i], [apply, i](Dense<C> x) {
       Dense<C> out(x.size());
-      blocks.apply(static_cast<jair::Function>(i), x.data(), out.mutable_data(), x.size());
+      apply(static_cast<jair::Function>(i), x.data(), out.mutable_data(), x.size());
       return out;
     });
   }
+}
+
+template <typename C>
+void bind(py::module_& isa, const char* dtype, jair::Blocks<C> blocks) {
+  auto m = isa.def_submodule(dtype);
+  m.attr("lanes") = blocks.lanes;
+  bind_functions(m, 0, blocks.apply);
   m.def("sum", [blocks](Dense<C> x) { return blocks.sum(x.data(), static_cast<int>(x.size())); });
   m.def("larger", [blocks](Dense<C> a, Dense<C> b) {
     Dense<C> out(a.size());
@@ -112,6 +118,8 @@ void bind_isa(py::module_& m, const char* name, jair::Blocks<float> single, jair
   bind_conversion(isa, "narrow_bf16", halves.narrow_bf16);
   bind_conversion(isa, "widen_f16", halves.widen_f16);
   bind_conversion(isa, "narrow_f16", halves.narrow_f16);
+  auto of_halves = isa.def_submodule("halves");
+  bind_functions(of_halves, static_cast<int>(jair::Function::gelu_tanh), halves.apply);
 }
 
 // (thread, image, begin, end, partial) of every segment, in the order of the threads.

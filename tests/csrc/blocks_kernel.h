@@ -1,5 +1,6 @@
 // The building blocks of csrc/cpu as plain functions over arrays. Included once per instruction set.
 #include "cpu/vec.h"
+#include "cpu/gelu.h"
 #include "cpu/gemm.h"
 #include "cpu/pool.h"
 
@@ -16,7 +17,8 @@ void map(const From* in, To* out, int64_t count, F f) {
   if (rest > 0) store_part(out + i, f(load_part(in + i, rest)), rest);
 }
 
-template <typename C>
+// T: as what the arguments of GELU are held.
+template <typename C, typename T = C>
 void apply(Function function, const C* in, C* out, int64_t count) {
   map(in, out, count, [=](Vec<C> x) {
     Vec<C> value{}, slope{};
@@ -26,10 +28,10 @@ void apply(Function function, const C* in, C* out, int64_t count) {
       case Function::reciprocal: return reciprocal(x);
       case Function::absolute: return absolute<C>(x);
       case Function::normal: normal(x, &value, &slope); return value;
-      case Function::gelu_tanh: gelu<C>(true, x, &value, &slope); return value;
-      case Function::gelu_tanh_slope: gelu<C>(true, x, &value, &slope); return slope;
-      case Function::gelu_erf: gelu<C>(false, x, &value, &slope); return value;
-      default: gelu<C>(false, x, &value, &slope); return slope;
+      case Function::gelu_tanh: gelu<T>(true, x, &value, &slope); return value;
+      case Function::gelu_tanh_slope: gelu<T>(true, x, &value, &slope); return slope;
+      case Function::gelu_erf: gelu<T>(false, x, &value, &slope); return value;
+      default: gelu<T>(false, x, &value, &slope); return slope;
     }
   });
 }
@@ -74,7 +76,7 @@ template <typename C>
 Blocks<C> blocks() {
   return {kLanes<C>, apply<C>, sum_lanes<C>, larger<C>, product<C>, turn<C>};
 }
-inline Halves halves() { return {widen<bf16>, narrow<bf16>, widen<f16>, narrow<f16>}; }
+inline Halves halves() { return {widen<bf16>, narrow<bf16>, widen<f16>, narrow<f16>, apply<float, bf16>}; }
 
 }  // namespace JAIR_ISA
 }  // namespace jair

@@ -143,9 +143,11 @@ class Differentiable:
     records nothing runs the forward alone, and one that records enters torch below the binding. Under
     `torch.compile` the plain function is applied, because Dynamo takes none that defines `jvp`; everywhere
     else `jvp` makes forward-mode differentiation an error that names the op.
+
+    `tells`: the function's last argument is whether the call is recorded.
     """
 
-    def __init__(self, op: str, function: Any, **unrecorded: Any) -> None:
+    def __init__(self, op: str, function: Any, *, tells: bool = False) -> None:
         def jvp(ctx: Any, *tangents: Any) -> Any:
             raise NotImplementedError(
                 f"{op}: expected reverse-mode differentiation, got forward mode (a dual tensor, jvp or "
@@ -155,7 +157,7 @@ class Differentiable:
         members = {"jvp": staticmethod(jvp), "__doc__": function.__doc__}
         self.op = op
         self.traced = function
-        self.unrecorded = functools.partial(function.forward, **unrecorded)
+        self.recorded, self.unrecorded = ((True,), (False,)) if tells else ((), ())
         self.eager: Any = type(function.__name__, (function,), members)
         self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 
@@ -173,9 +175,11 @@ class Differentiable:
             # Where nothing is recorded Dynamo counts the arguments of an apply, which it cannot for *args.
             tensors = (a for a in args if isinstance(a, torch.Tensor))
             recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            return self.traced.apply(*args) if recorded else self.unrecorded(*args)
+            if recorded:
+                return self.traced.apply(*args, *self.recorded)
+            return self.traced.forward(*args, *self.unrecorded)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return self.eager.apply(*args)
+            return self.eager.apply(*args, *self.recorded)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return self.record(*args)
-        return self.unrecorded(*args)
+            return self.record(*args, *self.recorded)
+        return self.traced.forward(*args, *self.unrecorded)

@@ -184,7 +184,7 @@ PATTERNS = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
 @pytest.mark.parametrize("name", GELUS)
 def test_gelu_of_every_pattern(name, kind, blocks):
-    """Shorter polynomials: a twentieth of the rounding to float16, a hundredth of that to bfloat16."""
+    """Shorter polynomials: some hundredths of the rounding to float16."""
     x = exact_width(PATTERNS, kind)
     x = x[np.isfinite(x)]
     with np.errstate(over="ignore"):
@@ -192,9 +192,9 @@ def test_gelu_of_every_pattern(name, kind, blocks):
     ours, ours_slope = (getattr(blocks.halves, name + part)(x) for part in ("", "_slope"))
     with np.errstate(all="ignore"):
         relative = np.abs(ours - value) / np.abs(value)
-    assert np.nanmax(relative[x > -6]) <= 1.5e-5
+    assert np.nanmax(relative[x > -6]) <= 4e-6
     assert np.abs(ours - value)[x <= -6].max() <= 1e-10
-    assert np.abs(ours_slope - slope).max() <= 2e-5
+    assert np.abs(ours_slope - slope).max() <= 2e-6
     edges = np.array([np.inf, np.nan], np.float32)
     for function, most in ((name, np.inf), (name + "_slope", 1)):
         largest, nan = getattr(blocks.halves, function)(edges)

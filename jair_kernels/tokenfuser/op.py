@@ -108,7 +108,7 @@ class _TokenFuser(torch.autograd.Function):
         tanh: bool,
         dtype: torch.dtype,
         backend: str,
-        recorded: bool = True,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenfuser", backend).forward
         parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and keeps_hidden(dtype)
@@ -117,7 +117,7 @@ class _TokenFuser(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, _, ctx.tanh, ctx.dtype, ctx.backend = inputs
+        *tensors, _, ctx.tanh, ctx.dtype, ctx.backend, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output[1:])
@@ -126,12 +126,12 @@ class _TokenFuser(torch.autograd.Function):
     @differentiable_once("fused_tokenfuser")
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 12
+            return (None,) * 13
         x, tokens, *parameters, stats, hidden = ctx.saved_tensors
         run = kernel("fused_tokenfuser", ctx.backend).backward
         grads = run(dy, cast(x, ctx.dtype), cast(tokens, ctx.dtype), *parameters, stats, hidden, ctx.tanh)
         inputs = (x, tokens, *parameters)
-        return *grads_like(grads, inputs, ctx.needs_input_grad[:8]), None, None, None, None
+        return *grads_like(grads, inputs, ctx.needs_input_grad[:8]), *(None,) * 5
 
 
-apply = Differentiable("fused_tokenfuser", _TokenFuser, recorded=False)
+apply = Differentiable("fused_tokenfuser", _TokenFuser, tells=True)

@@ -110,7 +110,7 @@ class _TokenLearner(torch.autograd.Function):
         tanh: bool,
         dtype: torch.dtype,
         backend: str,
-        recorded: bool = True,
+        recorded: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenlearner", backend).forward
         parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and cost.keeps_hidden(dtype)
@@ -119,7 +119,7 @@ class _TokenLearner(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, _, ctx.tanh, ctx.dtype, ctx.backend = inputs
+        *tensors, _, ctx.tanh, ctx.dtype, ctx.backend, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *kernel("fused_tokenlearner", ctx.backend).kept(output))
@@ -128,12 +128,12 @@ class _TokenLearner(torch.autograd.Function):
     @differentiable_once("fused_tokenlearner")
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
-            return (None,) * 12
+            return (None,) * 13
         x, *parameters, mask, y, softmax, stats, hidden = ctx.saved_tensors
         run = kernel("fused_tokenlearner", ctx.backend).backward
         grads = run(dy, cast(x, ctx.dtype), *parameters, mask, y, softmax, stats, hidden, ctx.tanh)
         inputs = (x, *parameters)
-        return *grads_like(grads, inputs, ctx.needs_input_grad[:7]), None, None, None, None, None
+        return *grads_like(grads, inputs, ctx.needs_input_grad[:7]), *(None,) * 6
 
 
-apply = Differentiable("fused_tokenlearner", _TokenLearner, recorded=False)
+apply = Differentiable("fused_tokenlearner", _TokenLearner, tells=True)

@@ -157,7 +157,8 @@ class Differentiable:
         members = {"jvp": staticmethod(jvp), "__doc__": function.__doc__}
         self.op = op
         self.traced = function
-        self.recorded, self.unrecorded = ((True,), (False,)) if tells else ((), ())
+        self.recorded: tuple[bool, ...] = (True,) if tells else ()
+        self.unrecorded: tuple[bool, ...] = (False,) if tells else ()
         self.eager: Any = type(function.__name__, (function,), members)
         self.record = super(torch.autograd.Function, self.eager).apply  # type: ignore[misc]
 

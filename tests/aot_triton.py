@@ -148,7 +148,7 @@ def call_ops(dtype: torch.dtype, n: int, d: int, h: int, k: int) -> None:
     for sigmoid in (False, True):
         y, softmax = token_pool.forward(x, scores, mask, sigmoid, True)
         token_pool.backward(y, x, scores, mask, y, softmax, sigmoid, True)
-    keep = keeps_hidden(dtype)
+    keep = keeps_hidden(dtype, d, h)
     y, softmax, stats, kept = tokenlearner.forward(x, *parameters, mask, 1e-6, True, keep)
     tokenlearner.backward(y, x, *parameters, mask, None, softmax, stats, kept, True)
     _triton_hidden.fold_and_dot(x, y, y, w1, b1, scale, shift)

@@ -76,8 +76,11 @@ def test_counts_of_a_row(op: str, dtype: str, direction: str, flops: int, moved:
 
 def test_tokenlearner_saves_statistics_and_in_16_bits_the_hidden_layer() -> None:
     softmax, statistics, hidden = 16 * 8 * 2 * 4, 16 * 196 * 2 * 4, 16 * 196 * 64 * 2
-    assert learner_cost.saved_bytes(16, 196, 64, 8, torch.float32) == softmax + statistics == 26_112
-    assert learner_cost.saved_bytes(16, 196, 64, 8, torch.bfloat16) == 26_112 + hidden == 427_520
+    assert learner_cost.saved_bytes(16, 196, 768, 64, 8, torch.float32) == softmax + statistics == 26_112
+    assert learner_cost.saved_bytes(16, 196, 768, 64, 8, torch.bfloat16) == 26_112 + hidden == 427_520
+    assert (
+        learner_cost.saved_bytes(16, 196, 100, 64, 8, torch.bfloat16) == 26_112
+    )  # else it is over half of x
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_saved_for_backward(op: str, dtype: torch.dtype) -> None:
     saved = saved_beyond_inputs(call, backend="cpu")
     assert saved == expected_saved_bytes(op, dtype)
     if op == "fused_tokenlearner":
-        assert saved == tokenlearner.cost.saved_bytes(*(SIZES[s] for s in "bnhk"), dtype)
+        assert saved == tokenlearner.cost.saved_bytes(*(SIZES[s] for s in "bndhk"), dtype)
 
 
 def test_saved_for_backward_of_the_advertised_shape() -> None:

@@ -90,7 +90,9 @@ register("fused_tokenfuser", **_KERNELS)
 
 
 class _TokenFuser(torch.autograd.Function):
-    """Saves x, the tokens, mean and 1/std of every row of x [B,N,2], in 16 bits the hidden layer [B,N,H]."""
+    """Saves x, the tokens, mean and 1/std of every row of x [B,N,2], the hidden layer [B,N,H] where
+    `keeps_hidden`.
+    """
 
     generate_vmap_rule = True
 
@@ -111,7 +113,8 @@ class _TokenFuser(torch.autograd.Function):
         recorded: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenfuser", backend).forward
-        parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and keeps_hidden(dtype)
+        parameters = (w1, b1, w2, b2, norm_weight, norm_bias)
+        keep = recorded and keeps_hidden(dtype, x.shape[2], w1.shape[0])
         y, stats, hidden = run(cast(x, dtype), cast(tokens, dtype), *parameters, eps, tanh, keep)
         return y, stats, hidden
 

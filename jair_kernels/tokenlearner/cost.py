@@ -25,16 +25,16 @@ def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int
     return itemsize * (2 * b * (n * d + k * d) + 2 * (h * d + k * h))
 
 
-def keeps_hidden(dtype: torch.dtype) -> bool:
+def keeps_hidden(dtype: torch.dtype, d: int, h: int) -> bool:
     """Whether h = w1 LN(x) + b1 is kept for the backward, which else makes it again by a product of x: in 16
-    bits, in which it is small.
+    bits, where it is at most half as large as x.
     """
-    return dtype.itemsize == 2
+    return dtype.itemsize == 2 and 2 * h <= d
 
 
-def saved_bytes(b: int, n: int, h: int, k: int, dtype: torch.dtype) -> int:
+def saved_bytes(b: int, n: int, d: int, h: int, k: int, dtype: torch.dtype) -> int:
     """Kept for the backward beside x and the parameters: max and 1/sum of every softmax, mean and 1/std of
     every token, the hidden layer where `keeps_hidden`. A kernel in CUDA keeps y, but no hidden layer.
     """
-    hidden = b * n * h if keeps_hidden(dtype) else 0
+    hidden = b * n * h if keeps_hidden(dtype, d, h) else 0
     return max(dtype.itemsize, 4) * 2 * b * (k + n) + dtype.itemsize * hidden

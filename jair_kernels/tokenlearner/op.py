@@ -90,8 +90,8 @@ register("fused_tokenlearner", **_KERNELS)
 
 
 class _TokenLearner(torch.autograd.Function):
-    """Saves x, max and 1/sum of softmaxes [B,K,2], mean and 1/std of tokens [B,N,2]; in 16 bits the hidden
-    layer [B,N,H]; y where it is read.
+    """Saves x, max and 1/sum of softmaxes [B,K,2], mean and 1/std of tokens [B,N,2]; the hidden layer
+    [B,N,H] where `cost.keeps_hidden`; y where it is read.
     """
 
     generate_vmap_rule = True
@@ -113,7 +113,8 @@ class _TokenLearner(torch.autograd.Function):
         recorded: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         run = kernel("fused_tokenlearner", backend).forward
-        parameters, keep = (w1, b1, w2, b2, norm_weight, norm_bias), recorded and cost.keeps_hidden(dtype)
+        parameters = (w1, b1, w2, b2, norm_weight, norm_bias)
+        keep = recorded and cost.keeps_hidden(dtype, x.shape[2], w1.shape[0])
         y, softmax, stats, hidden = run(cast(x, dtype), *parameters, mask, eps, tanh, keep)
         return y, softmax, stats, hidden
 

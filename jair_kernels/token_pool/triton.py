@@ -156,7 +156,9 @@ def forward(
             merge(parts, part_softmax, mask, n, y, softmax, mean)
         return y, softmax
 
-    result: tuple[Tensor, Tensor] = configured("token_pool_forward", x, k, run)
+    wide = scores.element_size() > x.element_size()  # float32 beside 16 bits takes more registers
+    kernel = "token_pool_wide_forward" if wide else "token_pool_forward"
+    result: tuple[Tensor, Tensor] = configured(kernel, x, k, run)
     return result
 
 

@@ -3,7 +3,14 @@
 namespace jair {
 namespace JAIR_ISA {
 
-// The standard normal distribution: P(X <= x) and its density.
+// P(X <= x) of a standard normal X and its density, of e = exp(-x^2/2) and the share P(X <= -|x|) / e.
+inline void of_tail(Vec<float> x, Vec<float> e, Vec<float> share, Vec<float>* cdf, Vec<float>* density) {
+  const Vec<float> tail = e * share;
+  *cdf = x < 0.0f ? tail : 1.0f - tail;
+  *density = e * 0.398942280f;
+}
+
+// The same of x alone.
 inline void normal(Vec<float> x, Vec<float>* cdf, Vec<float>* density) {
   // P(X <= -t) = exp(-t^2/2) R(t), t >= 0, with R a polynomial in (t-3)/(t+3), relative error 1e-8.
   const Vec<float> t = at_most(absolute<float>(x), 14.5f);
@@ -18,9 +25,7 @@ inline void normal(Vec<float> x, Vec<float>* cdf, Vec<float>* density) {
   r = r * z + 1.23225041e-1f;
   r = r * z - 2.06402615e-1f;
   r = r * z + 1.21513948e-1f;
-  const Vec<float> tail = e * r;
-  *cdf = x < 0.0f ? tail : 1.0f - tail;
-  *density = e * 0.398942280f;
+  of_tail(x, e, r, cdf, density);
 }
 inline void normal(Vec<double> x, Vec<double>* cdf, Vec<double>* density) {
   for (int i = 0; i < kLanes<double>; ++i) {
@@ -53,9 +58,7 @@ inline void short_normal(Vec<float> x, Vec<float>* cdf, Vec<float>* density) {
   r = r * w + 8.28751922e-2f;
   r = r * w + 1.07851043e-1f;
   r = r * w + 1.05598710e-1f;
-  const Vec<float> tail = e * (r * w);
-  *cdf = x < 0.0f ? tail : 1.0f - tail;
-  *density = e * 0.398942280f;
+  of_tail(x, e, r * w, cdf, density);
 }
 
 // The logistic function and 1 less it, |x| <= 87.

@@ -10,6 +10,7 @@
 // scores.
 #include "cpu/gelu.h"
 #include "cpu/parameter_rows.h"
+#include "cpu/rows.h"
 
 namespace jair {
 namespace JAIR_ISA {
@@ -182,39 +183,31 @@ class ScoreMlp : public TokenRows<T> {
     for (int64_t n = 0; n < count; ++n) {
       const C r = this->rstd[first + n], offset = this->offset(first + n);
       C *normed = centred + n * w_.hp, *value = value_ + n * w_.hp;
-      for (int64_t h = 0; h < w_.hp; h += kLanes<C>) {
+      over_columns<C>(p_.hidden, [&](int64_t h, auto vector) {
         const Vec<C> h_less_e = r * (load(normed + h) - offset * load(w_.c + h));
         const Vec<C> whole = E::in_type(h_less_e + load(w_.e + h));
-        if (kept) put(kept + n * p_.hidden, h, whole);
-        Vec<C> g, slope;
-        gelu<T>(p_.tanh, whole, &g, &slope);
-        store(value + h, g);
+        if (kept) vector.put(kept + n * p_.hidden + h, whole);
+        store(value + h, activated(whole));
         store(normed + h, h_less_e);
-      }
+      });
     }
   }
 
   // The same from a kept h.
   void read_hidden(const T* kept, int64_t count, C* centred) {
     for (int64_t n = 0; n < count; ++n) {
-      for (int64_t h = 0; h < w_.hp; h += kLanes<C>) {
-        const Vec<C> whole = get(kept + n * p_.hidden, h);
-        Vec<C> g, slope;
-        gelu<T>(p_.tanh, whole, &g, &slope);
-        store(value_ + n * w_.hp + h, g);
+      over_columns<C>(p_.hidden, [&](int64_t h, auto vector) {
+        const Vec<C> whole = vector.get(kept + n * p_.hidden + h);
+        store(value_ + n * w_.hp + h, activated(whole));
         store(centred + n * w_.hp + h, whole - load(w_.e + h));
-      }
+      });
     }
   }
 
-  // Columns h.. of a row [H], 0 behind its end; and back.
-  Vec<C> get(const T* row, int64_t h) const {
-    if (h + kLanes<C> <= p_.hidden) return load(row + h);
-    return h < p_.hidden ? load_part(row + h, p_.hidden - h) : Vec<C>{};
-  }
-  void put(T* row, int64_t h, Vec<C> v) const {
-    if (h + kLanes<C> <= p_.hidden) return store(row + h, v);
-    if (h < p_.hidden) store_part(row + h, v, p_.hidden - h);
+  Vec<C> activated(Vec<C> h) const {
+    Vec<C> g, slope;
+    gelu<T>(p_.tanh, h, &g, &slope);
+    return g;
   }
 
   const ScoreMlpParams& p_;

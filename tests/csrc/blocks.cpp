@@ -64,7 +64,7 @@ using Dense = py::array_t<T, py::array::c_style>;
 
 template <typename C>
 void bind_functions(py::module_& m, int first, void (*apply)(jair::Function, const C*, C*, int64_t)) {
-  for (int i = first; i < 9; ++i) {
+  for (int i = first; i < static_cast<int>(std::size(jair::kFunctions)); ++i) {
     m.def(jair::kFunctions[i], [apply, i](Dense<C> x) {
       Dense<C> out(x.size());
       apply(static_cast<jair::Function>(i), x.data(), out.mutable_data(), x.size());

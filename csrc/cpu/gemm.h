@@ -30,11 +30,17 @@ inline void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t 
   }
 }
 
-// A[m,k] at a[m * row + k * step]: rows of a matrix (step 1) or its columns (row 1).
+// A product goes in pieces of this depth.
+constexpr int64_t kDepth = 64;
+
+// A[m,k] at a[m * row + k * step]: rows of a matrix (step 1) or its columns (row 1). The columns of a piece may lie
+// `panel` from those of the piece before.
 template <typename C>
 struct Operand {
   const C* data;
-  int64_t row, step;
+  int64_t row, step, panel;
+  Operand(const C* data, int64_t row, int64_t step) : Operand(data, row, step, kDepth * step) {}
+  Operand(const C* data, int64_t row, int64_t step, int64_t panel) : data(data), row(row), step(step), panel(panel) {}
 };
 
 template <typename C, int R, int V>
@@ -83,9 +89,8 @@ inline void gemm_panel(int64_t m, int64_t depth, Operand<C> a, const C* b, int64
 }
 
 // C[m,n] = (add ? C : 0) + A[m,depth] B[depth,n]; n is a multiple of the vector length.
-// Where many rows of C share a panel of B, `pack` (kPackDepth * kPackWidth) is given: the product then goes through
-// pieces of B that stay in the first-level cache, copied to `pack` where their rows lie apart.
-constexpr int kPackDepth = 64;
+// Where many rows of C share a panel of B, `pack` (kDepth * kPackWidth) is given: pieces of B whose rows lie so far
+// apart that they push each other out of the first-level cache are copied there.
 template <typename C>
 constexpr int kPackWidth = kTileVecs * kLanes<C>;
 
@@ -93,16 +98,16 @@ template <typename C>
 inline void gemm(int64_t m, int64_t n, int64_t depth, Operand<C> a, const C* b, int64_t ldb, C* c, int64_t ldc,
                  bool add, C* pack, Ahead ahead = {}) {
   constexpr int kWidth = kPackWidth<C>;
-  ahead.share((m * n * depth) / (tile_rows(kTileVecs) * kWidth * kPackDepth) + 1);
-  for (int64_t k0 = 0; k0 < depth; k0 += kPackDepth) {
-    const int64_t count = depth - k0 > kPackDepth ? kPackDepth : depth - k0;
-    const Operand<C> left{a.data + k0 * a.step, a.row, a.step};
+  ahead.share((m * n * depth) / (tile_rows(kTileVecs) * kWidth * kDepth) + 1);
+  for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+    const int64_t count = depth - k0 > kDepth ? kDepth : depth - k0;
+    const Operand<C> left{a.data + k0 / kDepth * a.panel, a.row, a.step};
     const bool accumulate = add || k0 > 0;
     for (int64_t j = 0; j < n; j += kWidth) {
       const int vecs = (n - j < kWidth ? n - j : kWidth) / kLanes<C>;
       const C* panel = b + k0 * ldb + j;
       int64_t stride = ldb;
-      if (pack && ldb != kWidth) {
+      if (pack && ldb > kDepth) {
         for (int64_t k = 0; k < count; ++k) {
           for (int v = 0; v < vecs; ++v)
             store(pack + k * kWidth + v * kLanes<C>, load(panel + k * ldb + v * kLanes<C>));

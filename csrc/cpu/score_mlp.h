@@ -10,7 +10,6 @@
 // scores.
 #include "cpu/gelu.h"
 #include "cpu/parameter_rows.h"
-#include "cpu/rows.h"
 
 namespace jair {
 namespace JAIR_ISA {

@@ -56,7 +56,7 @@ class VectorEngine {
     return std::max(kStrip, std::min<int64_t>(rows / 16 * 16, 1024));
   }
 
-  explicit VectorEngine(Scratch::Frame& frame) : pack_(frame.take<C>(kPackDepth * kPackWidth<C>)) {}
+  explicit VectorEngine(Scratch::Frame& frame) : pack_(frame.take<C>(kDepth * kPackWidth<C>)) {}
 
   // A weight as the products see it.
   static Vec<C> rounded(Vec<C> w) { return w; }
@@ -68,18 +68,28 @@ class VectorEngine {
   }
   static C rounded_weight(C w) { return w; }
 
+  // --- Matrices as panels of kDepth columns: rows as wide as x, of which a product takes a piece at a time, would push
+  // each other out of the first-level cache.
+
+  struct Panels {
+    int64_t dp, stride, size;  // columns; elements from row to row of a panel; from panel to panel
+    static Panels of(int64_t dp, int64_t rows) { return {dp, std::min(dp, kDepth), rows * std::min(dp, kDepth)}; }
+    int64_t elements() const { return (dp + kDepth - 1) / kDepth * size; }
+    int64_t at(int64_t d) const { return d / kDepth * size + d % kDepth; }
+  };
+
   // --- X
 
-  // Row n at from + n * stride: a copy, or the tensor itself.
+  // Column d of row n at from + n * in.stride + in.at(d): copies in panels, or the tensor itself.
   struct Rows {
     C *copies, *shift;
-    int64_t dp;
+    Panels copied;
     const C* from;
-    int64_t stride;
+    Panels in;
   };
   Rows make_rows(Scratch::Frame& frame, int64_t width, int64_t capacity) const {
-    const int64_t dp = pad_width(width);
-    return {frame.take<C>(capacity * dp), frame.take<C>(capacity), dp, nullptr, 0};
+    const Panels panels = Panels::of(pad_width(width), capacity);
+    return {frame.take<C>(panels.elements()), frame.take<C>(capacity), panels, nullptr, panels};
   }
 
   // `count` rows of x, `stride` apart, become rows first.. of the block, less a shift where statistics are given:
@@ -87,28 +97,32 @@ class VectorEngine {
   using Source = RowSource<T>;
   using Statistics = RowStatistics<C>;
   void load_rows(Rows& rows, int64_t first, int64_t count, int64_t width, Source from, const Statistics* to) const {
-    rows.from = rows.copies, rows.stride = rows.dp;
+    rows.from = rows.copies, rows.in = rows.copied;
     if constexpr (std::is_same<T, C>::value) {
-      if (!from.keep && !to && width == rows.dp) {  // nothing to change: the tensor's own rows
-        rows.from = from.x - first * from.stride, rows.stride = from.stride;
+      if (!from.keep && !to && width == rows.copied.dp) {  // nothing to change: the tensor's own rows
+        rows.from = from.x - first * from.stride, rows.in = {width, from.stride, kDepth};
         zero(rows.shift + first, count);
         return;
       }
     }
     for (int64_t n = 0; n < count; ++n) {
-      C* row = rows.copies + (first + n) * rows.dp;
-      rows.shift[first + n] = 0;
+      const T* x = from.x + n * from.stride;
+      C *row = rows.copies + (first + n) * rows.copied.stride, mean = 0;
+      const auto put = [&](int64_t d, Vec<C> v) { store(row + rows.copied.at(d), v); };
       if (from.keep && !from.keep[n * from.keep_stride]) {
-        zero(row, rows.dp);
+        over_columns<C>(rows.copied.dp, [&](int64_t d, auto) { put(d, Vec<C>{}); });
+        rows.shift[first + n] = 0;
         if (to) to->mean[n] = to->rstd[n] = 0;
         continue;
       }
-      convert_row(from.x + n * from.stride, row, width);
-      if (!to) continue;
-      if (!to->known) to->mean[n] = mean(row, width);
-      rows.shift[first + n] = to->mean[n];
-      const C squares = subtract(row, width, to->mean[n]);
-      if (!to->known) to->rstd[n] = C(1) / std::sqrt(squares / width + to->eps);
+      if (to) mean = to->known ? to->mean[n] : row_mean(x, width);
+      rows.shift[first + n] = mean;
+      const C squares = sum_columns<C>(width, [&](int64_t d, auto vector) {
+        const Vec<C> v = vector.valid(vector.get(x + d) - mean);
+        put(d, v);
+        return v * v;
+      });
+      if (to && !to->known) to->mean[n] = mean, to->rstd[n] = C(1) / std::sqrt(squares / width + to->eps);
     }
   }
 
@@ -128,16 +142,26 @@ class VectorEngine {
   }
 
   struct Spread {
-    const C* data;  // [count][dp]
+    C* data;
     int64_t count;
+    Panels in;
   };
-  Spread make_spread(Scratch::Frame&, int64_t, int64_t count) const { return {nullptr, count}; }
-  static void set_spread(Spread& spread, const C* rows) { spread.data = rows; }
+  Spread make_spread(Scratch::Frame& frame, int64_t width, int64_t count) const {
+    const Panels panels = Panels::of(pad_width(width), count);
+    return {frame.take<C>(panels.elements()), count, panels};
+  }
+  static void set_spread(Spread& spread, const C* rows) {
+    for (int64_t i = 0; i < spread.count; ++i) {
+      C* to = spread.data + i * spread.in.stride;
+      for (int64_t d = 0; d < spread.in.dp; d += kLanes<C>)
+        store(to + spread.in.at(d), load(rows + i * spread.in.dp + d));
+    }
+  }
 
   // --- The products
 
   void times(const Rows& rows, int64_t first, int64_t count, const Columns& b, C* out, Ahead ahead = {}) const {
-    const Operand<C> left{rows.from + first * rows.stride, rows.stride, 1};
+    const Operand<C> left{rows.from + first * rows.in.stride, rows.in.stride, 1, rows.in.size};
     gemm<C>(count, b.np, b.width, left, b.data, b.np, out, b.np, false, pack_, ahead);
   }
 
@@ -148,8 +172,15 @@ class VectorEngine {
 
   // sums[m,dp] += weights^T X in the Layout; row n of the weights at weights + n * ldw.
   void gather(const Rows& rows, int64_t count, const C* weights, int64_t ldw, int64_t m, C* sums) {
-    const Operand<C> left{weights, 1, ldw};
-    gemm<C>(m, rows.dp, count, left, rows.from, rows.stride, sums, rows.dp, true, m > 12 ? pack_ : nullptr);
+    const int64_t dp = rows.in.dp;
+    for (int64_t n = 0; n < count; n += kDepth) {
+      const Operand<C> left{weights + n * ldw, 1, ldw};
+      const C* from = rows.from + n * rows.in.stride;
+      for (int64_t d = 0; d < dp; d += kDepth) {
+        gemm<C>(m, std::min(kDepth, dp - d), std::min(kDepth, count - n), left, from + rows.in.at(d), rows.in.stride,
+                sums + d, dp, true, m > 12 ? pack_ : nullptr);
+      }
+    }
   }
 
   // out[n][d] = sum of weights S over up to two pairs, less (constant[n] + linear[n] X[n][d]) where X is given.
@@ -157,57 +188,36 @@ class VectorEngine {
   using Correction = RowCorrection<C, Rows>;
   void spread(int64_t first, int64_t count, int64_t width, Term a, Term b, Correction less, T* out, int64_t ldo) const {
     const int64_t dp = pad_width(width);
-    constexpr int64_t kPanel = kPackWidth<C>;
-    C panel[kStrip * kPanel];
-    for (int64_t d0 = 0; d0 < dp; d0 += kPanel) {
-      const int64_t columns = std::min(kPanel, dp - d0);
+    C panel[kStrip * kDepth];
+    for (int64_t d0 = 0; d0 < dp; d0 += kDepth) {
+      const int64_t columns = std::min(kDepth, dp - d0);
       bool add = false;
       for (const Term& term : {a, b}) {
         if (!term.s) continue;
         const Operand<C> left{term.weights, term.ldw, 1};
-        gemm<C>(count, columns, term.s->count, left, term.s->data + d0, dp, panel, kPanel, add, nullptr);
+        gemm<C>(count, columns, term.s->count, left, term.s->data + term.s->in.at(d0), term.s->in.stride, panel, kDepth,
+                add, nullptr);
         add = true;
       }
       for (int64_t n = 0; n < count; ++n) {
-        C* row = panel + n * kPanel;
-        if (less.rows) {
-          const C* x = less.rows->from + (first + n) * less.rows->stride + d0;
-          for (int64_t d = 0; d < columns; d += kLanes<C>) {
-            store(row + d, load(row + d) - (less.constant[n] + less.linear[n] * load(x + d)));
-          }
-        }
-        convert_row_back(row, out + n * ldo + d0, std::min(columns, width - d0));
+        const C *row = panel + n * kDepth, *x = less.rows ? at(*less.rows, first + n, d0) : nullptr;
+        over_columns<C>(std::min(columns, width - d0), [&](int64_t d, auto vector) {
+          const Vec<C> v = load(row + d);
+          vector.put(out + n * ldo + d0 + d, x ? v - (less.constant[n] + less.linear[n] * load(x + d)) : v);
+        });
       }
     }
   }
 
  private:
-  // By way of the first element: the rounding of a plain sum would leave constant rows with a spread of their own.
-  static C mean(const C* row, int64_t width) {
-    const C first = row[0];
-    Vec<C> total{};
-    C rest = 0;
-    int64_t d = 0;
-    for (; d + kLanes<C> <= width; d += kLanes<C>) total += load(row + d) - first;
-    for (; d < width; ++d) rest += row[d] - first;
-    return first + (sum<C>(total) + rest) / width;
-  }
+  static const C* at(const Rows& rows, int64_t n, int64_t d) { return rows.from + n * rows.in.stride + rows.in.at(d); }
 
-  // Subtracts from the valid columns and returns the sum of squares.
-  static C subtract(C* row, int64_t width, C mean) {
-    Vec<C> squares{};
-    int64_t d = 0;
-    for (; d + kLanes<C> <= width; d += kLanes<C>) {
-      const Vec<C> v = load(row + d) - mean;
-      store(row + d, v);
-      squares += v * v;
-    }
-    C rest = 0;
-    for (; d < width; ++d) {
-      row[d] -= mean;
-      rest += row[d] * row[d];
-    }
-    return sum<C>(squares) + rest;
+  // By way of the first element: the rounding of a plain sum would leave constant rows with a spread of their own.
+  static C row_mean(const T* x, int64_t width) {
+    const C first = load_part(x, 1)[0];
+    const C rest =
+        sum_columns<C>(width, [&](int64_t d, auto vector) { return vector.valid(vector.get(x + d) - first); });
+    return first + rest / width;
   }
 
   C* pack_;

@@ -60,7 +60,7 @@ template <typename C>
 void product(const C* a, int64_t row, int64_t step, const C* b, C* c, const int64_t* sizes, bool add, bool packed) {
   const int64_t m = sizes[0], n = sizes[1], k = sizes[2], np = padded<C>(n);
   Scratch::Frame frame;
-  C *wide = frame.take<C>(k * np), *out = frame.take<C>(m * np), *pack = frame.take<C>(kPackDepth * kPackWidth<C>);
+  C *wide = frame.take<C>(k * np), *out = frame.take<C>(m * np), *pack = frame.take<C>(kDepth * kPackWidth<C>);
   for (int64_t i = 0; i < k; ++i) convert_row(b + i * n, wide + i * np, n);
   for (int64_t i = 0; i < m; ++i) convert_row(c + i * n, out + i * np, n);
   gemm<C>(m, np, k, {a, row, step}, wide, np, out, np, add, packed ? pack : nullptr);

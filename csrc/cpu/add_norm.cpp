@@ -12,6 +12,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 #include "cpu/parameter_inputs.h"
 
 namespace jair {
@@ -66,9 +67,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, OptionalTensor x_stats, Opt
                   with_dense_rows(update), contiguous(gate),    contiguous(weight),   contiguous(bias)};
   AddNormParams p = in.params(norm, eps);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
-  const auto rows = [&](bool wanted) { return wanted ? empty(x, {p.rows, p.width}, dtype) : empty(x, {0}, dtype); };
+  const auto rows = [&](bool wanted) { return wanted ? result(x, {p.rows, p.width}, dtype) : result(x, {0}, dtype); };
   Tensor z = rows(x_stats || update), y = rows(norm);
-  Tensor stats = norm ? empty(x, {p.rows, 2}, statistic) : empty(x, {0}, statistic);
+  Tensor stats = norm ? result(x, {p.rows, 2}, statistic) : result(x, {0}, statistic);
   p.z = z.data_ptr(), p.y = y.data_ptr(), p.stats = stats.data_ptr();
   const RowShares shares(p.rows, p.width, kLeast);
   dispatch_dtype(dtype, [&](auto element) {
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor dy, OptionalTensor dz, Tensor
   p.dy = rows_dy.data_ptr(), p.dy_row = rows_dy.stride(0), p.z = rows_z.data_ptr(), p.z_row = rows_z.stride(0);
   if (dz) p.dz = rows_dz->data_ptr(), p.dz_row = rows_dz->stride(0);
   p.stats = dense_stats.data_ptr(), p.weight = parameter(dense_weight), p.bias = parameter(dense_bias);
-  Tensor dx = empty(z, {p.rows, p.width}, z.scalar_type());
+  Tensor dx = result(z, {p.rows, p.width}, z.scalar_type());
   Tensor dweight = gradient_of(dense_weight, z), dbias = gradient_of(dense_bias, z);
   p.dx = dx.data_ptr();
   p.dweight = weight ? dweight.data_ptr() : nullptr, p.dbias = bias ? dbias.data_ptr() : nullptr;

@@ -12,6 +12,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 
 namespace jair {
 namespace {
@@ -63,8 +64,8 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, OptionalTensor 
   const Plan plan(k.size(0) * k.size(2), k.size(1), thread_count(), kGrain);
   CrossAttentionParams p = make_params(dense_q, dense_k, dense_v, mask, range, scale, plan);
   const ScalarType dtype = q.scalar_type();
-  Tensor o = empty(q, {p.batch, p.queries, p.heads, p.width}, dtype);
-  Tensor stats = empty(q, {p.batch, p.heads, p.queries, 2}, accumulate_type(dtype));
+  Tensor o = result(q, {p.batch, p.queries, p.heads, p.width}, dtype);
+  Tensor stats = result(q, {p.batch, p.heads, p.queries, 2}, accumulate_type(dtype));
   p.o = part_of(o, 0, 1, p.heads, p.width, 0), p.stats = stats.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
@@ -85,9 +86,9 @@ std::tuple<Tensor, Tensor> backward(Tensor dout, Tensor q, Tensor k, Tensor v, O
   check_kept(stats, {p.batch, p.heads, p.queries, 2}, q, "stats");
   STD_TORCH_CHECK(!packed || (p.queries == p.keys && p.heads == p.kv_heads), "packed: q and k differ in shape");
   p.dout = heads_of(dense_dout), p.stats = dense_stats.data_ptr();
-  Tensor dq = packed ? empty(q, {p.batch, p.keys, 3, p.heads, p.width}, dtype)
-                     : empty(q, {p.batch, p.queries, p.heads, p.width}, dtype);
-  Tensor dkv = packed ? empty(q, {0}, dtype) : empty(q, {p.batch, p.keys, 2, p.kv_heads, p.width}, dtype);
+  Tensor dq = packed ? result(q, {p.batch, p.keys, 3, p.heads, p.width}, dtype)
+                     : result(q, {p.batch, p.queries, p.heads, p.width}, dtype);
+  Tensor dkv = packed ? result(q, {0}, dtype) : result(q, {p.batch, p.keys, 2, p.kv_heads, p.width}, dtype);
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
     const int64_t parts = packed ? 3 : 2;

@@ -12,6 +12,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 
 namespace jair {
 namespace {
@@ -29,7 +30,7 @@ GeluParams make_params(const Tensor& h) {
 Tensor forward(Tensor h, bool tanh) {
   const Tensor dense_h = with_dense_rows(h);
   GeluParams p = make_params(dense_h);
-  Tensor g = empty(h, {p.rows, p.width}, h.scalar_type());
+  Tensor g = result(h, {p.rows, p.width}, h.scalar_type());
   p.g = g.data_ptr();
   const RowShares shares(p.rows, p.width, kLeast);
   dispatch_dtype(h.scalar_type(), [&](auto element) {
@@ -44,8 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor dg, Tensor h, bool tanh, bool
   GeluParams p = make_params(dense_h);
   check_shape(dg, {p.rows, p.width}, "dg");
   check_dtype(dg, h.scalar_type(), "dg");
-  Tensor dh = empty(h, {p.rows, p.width}, h.scalar_type()), g = empty(h, {p.rows, p.width}, h.scalar_type());
-  Tensor total = empty(h, {sums ? p.width : 0}, accumulate_type(h.scalar_type()));
+  Tensor dh = result(h, {p.rows, p.width}, h.scalar_type()), g = result(h, {p.rows, p.width}, h.scalar_type());
+  Tensor total = result(h, {sums ? p.width : 0}, accumulate_type(h.scalar_type()));
   p.dg = dense_dg.data_ptr(), p.dg_row = dense_dg.stride(0), p.dh = dh.data_ptr(), p.g = g.data_ptr();
   p.sums = sums ? total.data_ptr() : nullptr;
   const RowShares shares(p.rows, p.width, kLeast);

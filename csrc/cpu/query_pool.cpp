@@ -13,6 +13,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 #include "cpu/token_rows_inputs.h"
 
 namespace jair {
@@ -36,8 +37,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor queries, OptionalTen
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   QueryPoolParams p = make_params(rows, dense_queries, mask, plan);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
-  Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype), softmax = empty(x, {p.batch, p.outputs, 2}, statistic);
-  Tensor stats = norm ? empty(x, {p.batch, p.tokens, 2}, statistic) : empty(x, {0}, statistic);
+  Tensor y = result(x, {p.batch, p.outputs, p.width}, dtype), softmax = result(x, {p.batch, p.outputs, 2}, statistic);
+  Tensor stats = norm ? result(x, {p.batch, p.tokens, 2}, statistic) : result(x, {0}, statistic);
   p.y = y.data_ptr(), p.softmax = softmax.data_ptr(), p.eps = eps;
   p.stats = norm ? stats.data_ptr() : nullptr;
   dispatch_dtype(dtype, [&](auto element) {
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor queries, Optiona
   check_dtype(dense_dy, dtype, "dy");
   check_kept(dense_softmax, {p.batch, p.outputs, 2}, x, "softmax");
   if (norm) check_kept(dense_stats, {p.batch, p.tokens, 2}, x, "stats");
-  Tensor dx = empty(x, {p.batch, p.tokens, p.width}, dtype), dqueries = torch::stable::empty_like(dense_queries);
+  Tensor dx = result(x, {p.batch, p.tokens, p.width}, dtype), dqueries = torch::stable::empty_like(dense_queries);
   p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();
   p.stats = norm ? dense_stats.data_ptr() : nullptr;
   p.dx = dx.data_ptr(), p.dqueries = dqueries.data_ptr();

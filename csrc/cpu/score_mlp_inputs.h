@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/parameter_inputs.h"
+#include "cpu/result.h"
 #include "cpu/score_mlp_params.h"
 #include "cpu/token_rows_inputs.h"
 
@@ -46,7 +47,7 @@ struct ScoreMlpTensors {
 
   // h as a forward keeps it, [B,N,H], or [B,N,0] where it does not; entered into the parameters.
   Tensor new_hidden(ScoreMlpParams& p, bool keep) const {
-    Tensor hidden = empty(x, {p.batch, p.tokens, keep ? p.hidden : 0}, x.scalar_type());
+    Tensor hidden = result(x, {p.batch, p.tokens, keep ? p.hidden : 0}, x.scalar_type());
     p.kept = keep ? hidden.data_ptr() : nullptr;
     return hidden;
   }

@@ -12,6 +12,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 
 namespace jair {
 namespace {
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor scores, OptionalTensor mask,
   const Plan plan(x.size(0), x.size(1), thread_count(), kGrain);
   TokenPoolParams p = make_params(in, sigmoid, mean, plan);
   const ScalarType dtype = x.scalar_type(), statistic = accumulate_type(dtype);
-  Tensor y = empty(x, {p.batch, p.outputs, p.width}, dtype);
-  Tensor softmax = sigmoid ? empty(x, {0}, statistic) : empty(x, {p.batch, p.outputs, 2}, statistic);
+  Tensor y = result(x, {p.batch, p.outputs, p.width}, dtype);
+  Tensor softmax = sigmoid ? result(x, {0}, statistic) : result(x, {p.batch, p.outputs, 2}, statistic);
   p.y = y.data_ptr(), p.softmax = softmax.data_ptr();
   dispatch_dtype(dtype, [&](auto element) {
     using T = decltype(element);
@@ -66,8 +67,8 @@ std::tuple<Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor scores, Optional
   check_shape(dense_dy, {p.batch, p.outputs, p.width}, "dy");
   check_dtype(dense_dy, x.scalar_type(), "dy");
   if (!sigmoid) check_kept(softmax, {p.batch, p.outputs, 2}, x, "softmax");
-  Tensor dx = empty(x, {p.batch, p.tokens, p.width}, x.scalar_type());
-  Tensor dscores = empty(x, {p.batch, p.tokens, p.outputs}, x.scalar_type());
+  Tensor dx = result(x, {p.batch, p.tokens, p.width}, x.scalar_type());
+  Tensor dscores = result(x, {p.batch, p.tokens, p.outputs}, x.scalar_type());
   p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();
   p.dx = dx.data_ptr(), p.dscores = dscores.data_ptr();
   dispatch_dtype(x.scalar_type(), [&](auto element) {

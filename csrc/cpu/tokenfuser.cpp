@@ -13,6 +13,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 #include "cpu/score_mlp_inputs.h"
 
 namespace jair {
@@ -30,7 +31,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Tensor tokens, Tensor w1, O
   check_shape(tokens, {b, k, d}, "tokens");
   check_dtype(tokens, x.scalar_type(), "tokens");
   const Tensor dense_tokens = torch::stable::contiguous(tokens);
-  Tensor y = empty(x, {b, n, d}, x.scalar_type()), stats = empty(x, {b, n, 2}, tensors.statistic());
+  Tensor y = result(x, {b, n, d}, x.scalar_type()), stats = result(x, {b, n, 2}, tensors.statistic());
   Tensor hidden = tensors.new_hidden(p.mlp, keep);
   const Plan plan(b, n, thread_count(), kGrain);
   p.tokens = dense_tokens.data_ptr(), p.y = y.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
@@ -55,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
   check_dtype(tokens, x.scalar_type(), "tokens");
   const Tensor rows_dy = with_dense_rows(dy), dense_tokens = torch::stable::contiguous(tokens);
   const Tensor dense_stats = torch::stable::contiguous(stats), dense_hidden = tensors.kept_hidden(p.mlp, hidden);
-  Tensor dx = empty(x, {b, n, d}, x.scalar_type()), dtokens = empty(x, {b, k, d}, x.scalar_type());
+  Tensor dx = result(x, {b, n, d}, x.scalar_type()), dtokens = result(x, {b, k, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);
   p.tokens = dense_tokens.data_ptr(), p.mlp.stats = dense_stats.data_ptr(), p.plan = &plan;

@@ -13,6 +13,7 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
+#include "cpu/result.h"
 #include "cpu/score_mlp_inputs.h"
 
 namespace jair {
@@ -27,8 +28,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(Tensor x, Tensor w1, Optional
   TokenLearnerParams p{};
   p.mlp = tensors.params(eps, tanh);
   const auto [b, n, d, k] = std::array{p.mlp.batch, p.mlp.tokens, p.mlp.width, p.mlp.outputs};
-  Tensor y = empty(x, {b, k, d}, x.scalar_type());
-  Tensor softmax = empty(x, {b, k, 2}, tensors.statistic()), stats = empty(x, {b, n, 2}, tensors.statistic());
+  Tensor y = result(x, {b, k, d}, x.scalar_type());
+  Tensor softmax = result(x, {b, k, 2}, tensors.statistic()), stats = result(x, {b, n, 2}, tensors.statistic());
   Tensor hidden = tensors.new_hidden(p.mlp, keep);
   const Plan plan(b, n, thread_count(), kGrain);
   p.y = y.data_ptr(), p.softmax = softmax.data_ptr(), p.mlp.stats = stats.data_ptr(), p.plan = &plan;
@@ -54,7 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Tensor dense_dy = torch::stable::contiguous(dy);
   const Tensor dense_softmax = torch::stable::contiguous(softmax), dense_stats = torch::stable::contiguous(stats);
   const Tensor dense_hidden = tensors.kept_hidden(p.mlp, hidden);
-  Tensor dx = empty(x, {b, n, d}, x.scalar_type());
+  Tensor dx = result(x, {b, n, d}, x.scalar_type());
   const ScoreMlpGradients grads(tensors, p.mlp);
   const Plan plan(b, n, thread_count(), kGrain);
   p.dy = dense_dy.data_ptr(), p.softmax = dense_softmax.data_ptr();

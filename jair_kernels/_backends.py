@@ -24,7 +24,7 @@ _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 _CUDA_FIRST = frozenset({"fused_tokenlearner"})
 
 
-def always(*inputs: object) -> str | None:
+def always(*inputs: object, **about: object) -> str | None:
     """The limit of a kernel that has none: all inputs fit."""
     return None
 
@@ -113,7 +113,18 @@ def block(name: str, backend: str) -> Kernel:
 
 def register_composed(op: str, *blocks: str) -> None:
     """Announce an op that runs wherever all the building blocks do that it is composed of."""
-    _FITS[op] = {name: always for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)}
+
+    def limit(backend: str) -> Callable[..., str | None]:
+        def unfit(*inputs: object, **about: object) -> str | None:
+            if "head_width" not in about:
+                return None  # tensors of the op do not tell what its attention takes
+            reasons = [_BLOCKS[block][backend].unfit(*inputs, **about) for block in blocks]
+            return next((reason for reason in reasons if reason is not None), None)
+
+        return unfit
+
+    names = [name for name in BACKENDS[1:] if all(name in _BLOCKS[block] for block in blocks)]
+    _FITS[op] = {name: limit(name) for name in names}
 
 
 def operators() -> tuple[str, ...]:
@@ -141,7 +152,9 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if _TRAITS[name].unavailable is None)
 
 
-def why_not(op: str, backend: str, *inputs: object) -> str | None:
+def why_not(
+    op: str, backend: str, *inputs: object, head_width: int | None = None, dtype: torch.dtype | None = None
+) -> str | None:
     """Why `op` cannot run on `backend`, or None if it can.
 
     Args:
@@ -149,6 +162,8 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
         backend: "reference", "cpu", "triton" or "cuda".
         inputs: tensors of a call that are never None, in their order (x, w1, w2 of fused_tokenlearner); the
             first few, or none: what they alone tell, or the machine.
+        head_width: of the attention in an op composed of it, whose tensors do not tell.
+        dtype: that of the products under autocast; None = that of the first input.
 
     Raises:
         ValueError: op or backend is unknown.
@@ -171,24 +186,26 @@ def why_not(op: str, backend: str, *inputs: object) -> str | None:
         return f"it takes tensors on {' or '.join(traits.devices)}, got {main.device.type}"
     if main.dtype not in traits.dtypes:
         return f"it takes {', '.join(str(d)[6:] for d in traits.dtypes)}, got {str(main.dtype)[6:]}"
-    return _FITS[op][backend](*inputs)
+    about = {"head_width": head_width, "dtype": dtype}
+    return _FITS[op][backend](*inputs, **{name: value for name, value in about.items() if value is not None})
 
 
-def select(op: str, backend: str | None, *inputs: torch.Tensor) -> str:
+def select(op: str, backend: str | None, *inputs: torch.Tensor, **about: Any) -> str:
     """The backend of a call: the explicit one (argument, then `use_backend`), else the first that fits.
+    `about`: what `why_not` wants to know beside the inputs.
 
     Raises:
         ValueError: the explicit backend is unknown or cannot run this call.
     """
     chosen = backend if backend is not None else _forced.backend
     if chosen is not None:
-        reason = why_not(op, chosen, *inputs)
+        reason = why_not(op, chosen, *inputs, **about)
         if reason is not None:
             raise ValueError(f"backend: expected one that can run {op}, got {chosen!r}: {reason}")
         return chosen
     order = _AUTOMATIC.get(inputs[0].device.type, ())
     for name in reversed(order) if op in _CUDA_FIRST else order:
-        if why_not(op, name, *inputs) is None:
+        if why_not(op, name, *inputs, **about) is None:
             return name
     return "reference"
 

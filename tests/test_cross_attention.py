@@ -19,7 +19,20 @@ SHAPES = [
 ]
 WIDE = [FusionCase(OP, 1, 5, 33, d) for d in (96, 128, 200, 256)]
 GROUPED = [FusionCase(OP, 2, l, 70, 24, h=6, h_kv=h_kv) for l, h_kv in product((1, 9), (1, 2, 3))]
-LONG = [FusionCase(OP, 1, 64, 1500, 32, h=4, h_kv=1), FusionCase(OP, 1, 3, 5000, 16, h=1)]
+LONG = [
+    FusionCase(OP, 1, 64, 1500, 32, h=4, h_kv=1),
+    FusionCase(OP, 1, 3, 5000, 16, h=1),
+    FusionCase(OP, 1, 16, 5000, 64, h=2, h_kv=1),
+    FusionCase(OP, 1, 64, 4964, 96, h=4, h_kv=1),
+]
+# OpenFlamingo's blocks with media, Idefics 9b's resampler, the Q-Former, Perceiver-VL, JAIR's two modalities.
+REAL = [
+    FusionCase(OP, 1, 64, 320, 64, h=8, ranges="media"),
+    FusionCase(OP, 1, 64, 321, 96, h=16),
+    FusionCase(OP, 1, 32, 257, 64, h=12),
+    FusionCase(OP, 1, 128, 185, 64, h=12),
+    FusionCase(OP, 1, 64, 196, 64, h=12, mask="some"),
+]
 VALUES = [
     FusionCase(OP, 2, 5, n, 24, values=v) for v in ("shifted", "huge_score", "repeated") for n in (1, 7, 130)
 ]
@@ -36,7 +49,7 @@ LAYOUTS = [
     for mask in (None, "some")
 ]
 OPTIONS = [FusionCase(OP, 2, 5, 20, 24, options={"scale": 0.7}), FusionCase(OP, 0, 5, 20, 24)]
-CASES = SHAPES + WIDE + GROUPED + LONG + VALUES + MASKS + RANGES + LAYOUTS + OPTIONS
+CASES = SHAPES + WIDE + GROUPED + LONG + REAL + VALUES + MASKS + RANGES + LAYOUTS + OPTIONS
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)

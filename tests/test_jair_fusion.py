@@ -234,6 +234,19 @@ def test_fusion_compiles_whole(stream: str, checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", ["joint", "text"])
+def test_fusion_is_exported_for_any_length_of_text(stream: str) -> None:
+    """Its resamplers choose their form by the length where they can; an exported program serves all."""
+    module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG, stream=stream)).double().eval()
+    batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2)
+    given = randn(3, 9, D), randn(3, 5, D), MASK[:3]
+    dims = ({0: batch}, {0: batch, 1: length}, {0: batch, 1: length})
+    program = torch.export.export(module, given, dynamic_shapes=dims)
+    for b, l in ((1, 2), (2, 40)):
+        inputs = randn(b, 9, D), randn(b, l, D), torch.ones(b, l, dtype=torch.bool)
+        assert_close(program.module()(*inputs)[0], module(*inputs)[0])
+
+
+@pytest.mark.parametrize("stream", ["joint", "text"])
 def test_autocast_and_backends_agree(stream: str) -> None:
     torch.manual_seed(0)
     module = jair.JointAdaptiveFusion(jair.JAIRConfig(**CONFIG, stream=stream))

@@ -39,8 +39,9 @@ OTHERS = [
     FusionCase(OP, 2, 5, 9, options=o | extra)
     for o, extra in product(METHODS, ({"eps": 0.1}, {"attend_latents": True}))
 ]
+LONG = [FusionCase(OP, 1, 16, 5000, 32, h=2, options=o) for o in METHODS]
 EMPTY = [FusionCase(OP, 0, 5, 9, shared=shared, options=o) for shared, o in product((True, False), METHODS)]
-CASES = SHAPES + GROUPED + APPENDED + ABSENT + MASKS + VALUES + LAYOUTS + OTHERS + EMPTY
+CASES = SHAPES + GROUPED + APPENDED + ABSENT + MASKS + VALUES + LAYOUTS + OTHERS + LONG + EMPTY
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
@@ -64,6 +65,14 @@ def test_auto_takes_the_form_with_fewer_operations(l):
     # L < D / ((h - 1) + D / (2 N)) for queries counted with every sample
     assert cost.choose("auto", sizes) == ("absorbed" if l < 768 / (11 + 768 / 392) else "projected")
     assert cost.choose("projected", sizes) == "projected"
+
+
+@pytest.mark.parametrize("itemsize", [None, 2, 4])
+def test_one_form_for_any_length_is_that_of_many_keys(itemsize):
+    for l in (1, 16, 34, 53, 64, 128):
+        few, many = (cost.Sizes(8, n, n, l, True, 768, 768, 12, 12, 64) for n in (2, 1_000_000))
+        expected = cost.choose("auto", many, itemsize)
+        assert all(cost.choose("auto", s, itemsize, any_length=True) == expected for s in (few, many))
 
 
 @pytest.mark.parametrize(("itemsize", "most"), [(2, 34), (4, 53)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,12 @@ CASES = [
 # As many queries of the heads that share one as a tile holds, and one token more.
 BORDER = [FusionCase(ATTENTION, 1, l, 40, 16, h=4, h_kv=2, mask="nan") for l in (32, 33)]
 BORDER += [FusionCase(ATTENTION, 1, l, 33, 16, mask="nan", ranges="wild") for l in (64, 65)]
+WIDE = [
+    FusionCase(ATTENTION, 1, 3, 5, 96, h=1),
+    FusionCase("fused_latent_resample", 1, 3, 5, 96, h=1, options={"method": "projected"}),
+    FusionCase("fused_gated_fusion", 1, 3, 5, 96, h=1),
+    FusionCase("fused_transformer_layer", 1, 5, 5, 96, h=1),
+]
 COMPOSED = [
     FusionCase("fused_latent_resample", 2, 5, 9, mask="nan", options={"method": "projected"}),
     FusionCase("fused_latent_resample", 2, 5, 9, mask="nan", options={"method": "absorbed"}),
@@ -158,3 +165,17 @@ def test_keys_that_are_not_finite_stay_with_those_who_attend_them(once: bool) ->
             ours[name][:, :, 7] = value[:, :, 7] = 0
         assert torch.equal(ours[name].isnan(), value.isnan()), name
         assert torch.allclose(ours[name].nan_to_num(), value.nan_to_num(), atol=1e-5), name
+
+
+@interpreted
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: case.op)
+def test_wide_heads_in_float32_are_refused(case: FusionCase) -> None:
+    """By composed ops too; not where the products are narrower, or there is no such product."""
+    with pytest.raises(ValueError, match="it takes head widths up to 64 in float32, got 96"):
+        run(case.sample(), "triton")
+    Expectation.of(case.sample(torch.bfloat16)).check("triton")
+    if case.op == "fused_latent_resample":
+        Expectation.of(case.sample().with_options(method="absorbed")).check("triton")
+    mixed = replace(case.sample(), dy=case.sample(torch.bfloat16).dy)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(mixed, "triton")["y"].dtype == torch.bfloat16

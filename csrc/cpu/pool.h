@@ -57,25 +57,28 @@ struct RowLayout {
   }
 };
 
-// The running state of a softmax over tokens: max and sum [Kp], unnormalised output acc [K,dp] in some layout.
-// Its memory is one array, so that partial states can be handed from thread to thread.
+// The running state of a softmax over tokens: max and compensated sum with its excess [Kp], unnormalised output acc
+// [K,dp] in some layout. Its memory is one array, so that partial states can be handed from thread to thread.
 template <typename C, typename Layout = RowLayout<C>>
 struct PoolState {
-  C *max, *sum, *acc;
-  static int64_t size(int64_t outputs, int64_t dp) { return 2 * padded<C>(outputs) + Layout::size(outputs, dp); }
+  C *max, *sum, *excess, *acc;
+  static int64_t size(int64_t outputs, int64_t dp) { return 3 * padded<C>(outputs) + Layout::size(outputs, dp); }
   PoolState(C* memory, int64_t outputs)
-      : max(memory), sum(memory + padded<C>(outputs)), acc(memory + 2 * padded<C>(outputs)) {}
+      : max(memory),
+        sum(max + padded<C>(outputs)),
+        excess(sum + padded<C>(outputs)),
+        acc(excess + padded<C>(outputs)) {}
 
   // The state of outputs first.., a multiple of 16: layouts keep no more outputs together.
   PoolState from(int64_t first, int64_t dp) const {
     PoolState part = *this;
-    part.max += first, part.sum += first, part.acc += Layout::size(first, dp);
+    part.max += first, part.sum += first, part.excess += first, part.acc += Layout::size(first, dp);
     return part;
   }
 
   void clear(int64_t outputs, int64_t dp) {
     for (int64_t k = 0; k < padded<C>(outputs); ++k) max[k] = -std::numeric_limits<C>::infinity();
-    zero(sum, padded<C>(outputs));
+    zero(sum, 2 * padded<C>(outputs));
     zero(acc, Layout::size(outputs, dp));
   }
 };
@@ -88,7 +91,7 @@ inline void raise_max(PoolState<C, Layout>& state, const C* larger, int64_t outp
     const Vec<C> scale = now == next ? splat(C(1)) : exp(now - next);
     store(state.max + k0, next);
     const Vec<C> sum = load(state.sum + k0);
-    store(state.sum + k0, sum * scale);
+    store(state.sum + k0, sum * scale), store(state.excess + k0, load(state.excess + k0) * scale);
     for (int i = 0; i < kLanes<C> && k0 + i < outputs; ++i) {
       if (scale[i] != C(1) && sum[i] != C(0)) Layout::scale(state.acc, dp, k0 + i, scale[i]);
     }
@@ -116,13 +119,22 @@ inline void softmax_weights(PoolState<C, Layout>& state, C* scores, int64_t rows
   for (int64_t k = 0; k < stride; k += kLanes<C>) {
     const Vec<C> top = load(state.max + k);
     const Vec<C> shift = top == kNone ? Vec<C>{} : top;  // nothing kept so far: every weight is exp(-inf) = 0
-    Vec<C> total = load(state.sum + k);
-    for (int64_t n = 0; n < rows; ++n) {
+    const auto weigh = [&](int64_t n) {
       const Vec<C> p = exp(load(scores + n * stride + k) - shift);
       store(scores + n * stride + k, p);
-      total += p;
+      return p;
+    };
+    constexpr int64_t kPlain = 64;  // weights of which every fourth is summed plainly
+    for (int64_t first = 0; first < rows; first += kPlain) {
+      const int64_t last = std::min(rows, first + kPlain);
+      Vec<C> sums[4] = {};
+      int64_t n = first;
+      for (; n + 4 <= last; n += 4) {
+        for (int i = 0; i < 4; ++i) sums[i] += weigh(n + i);
+      }
+      for (; n < last; ++n) sums[0] += weigh(n);
+      add_compensated(state.sum + k, state.excess + k, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
-    store(state.sum + k, total);
   }
 }
 
@@ -146,7 +158,7 @@ inline void merge(PoolState<C, Layout>& into, PoolState<C, Layout>& from, int64_
   for (int64_t k = 0; k < stride; k += kLanes<C>) store(larger + k, vmax(load(into.max + k), load(from.max + k)));
   raise_max(into, larger, outputs, dp);
   raise_max(from, larger, outputs, dp);
-  for (int64_t k = 0; k < stride; k += kLanes<C>) store(into.sum + k, load(into.sum + k) + load(from.sum + k));
+  for (int64_t k = 0; k < stride; k += kLanes<C>) add_compensated(into.sum + k, into.excess + k, load(from.sum + k));
   for (int64_t i = 0; i < size; i += kLanes<C>) store(into.acc + i, load(into.acc + i) + load(from.acc + i));
 }
 

@@ -56,7 +56,7 @@ def fused_cross_attention(
     check.key_range("kv_range", kv_range, (b, l), q)
     if scale is not None:
         check.positive("scale", scale)
-    chosen = select("fused_cross_attention", backend, q, k, v)
+    chosen = select("fused_cross_attention", backend, q, k, v, dtype=autocast)
     if chosen == "reference":
         return cross_attention(q, k, v, mask=mask, kv_range=kv_range, scale=scale)
     factor = d**-0.5 if scale is None else scale

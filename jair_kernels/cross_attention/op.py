@@ -43,10 +43,13 @@ def _fake_backward(
     return q.new_empty(q.shape), q.new_empty((b, n, 2, h_kv, d))
 
 
-def _unfit_triton(q: Tensor, *others: Tensor) -> str | None:
+def _unfit_triton(
+    q: Tensor, *others: Tensor, head_width: int | None = None, dtype: torch.dtype | None = None
+) -> str | None:
     """Products in full float32 keep both operands in registers, which wider heads overflow."""
-    if q.dtype == torch.float32 and q.shape[3] > 64:
-        return f"it takes head widths up to 64 in float32, got {int(q.shape[3])}"
+    width = int(q.shape[3]) if head_width is None else head_width
+    if (dtype or q.dtype) == torch.float32 and width > 64:
+        return f"it takes head widths up to 64 in float32, got {width}"
     return None
 
 

@@ -76,7 +76,8 @@ def fused_gated_fusion(
     check.key_range("kv_range", kv_range, (b, l), t)
     check.positive("eps", eps)
     check.choice("approximate", approximate, ("tanh", "none"))
-    chosen = select("fused_gated_fusion", backend, t, f)
+    head_width = params.wq.shape[0] // num_heads
+    chosen = select("fused_gated_fusion", backend, t, f, head_width=head_width, dtype=autocast)
     if chosen == "reference":
         return gated_fusion(
             t,

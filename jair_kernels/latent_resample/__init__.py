@@ -56,7 +56,8 @@ def fused_latent_resample(
         eps: added to the variance in both norms.
         method: "projected" computes k and v of every token; "absorbed" moves wk into the queries and wv
             behind the pooling, which is fewer operations for few latents; both agree to rounding. "auto"
-            takes the one with fewer operations, on a GPU counting bytes too, from shapes alone.
+            takes the one with fewer operations, on a GPU counting bytes too, from shapes alone; in compiled
+            code the one with fewer for each key, as it serves every N.
         backend: "reference" (always projected), "cpu", "triton"; None = the fastest that fits.
 
     Returns:
@@ -104,7 +105,10 @@ def fused_latent_resample(
     check.key_mask("mask", mask, (b, n), x)
     check.positive("eps", eps)
     check.choice("method", method, METHODS)
-    chosen = select("fused_latent_resample", backend, x, latents, wq, wk)
+    attending = None if method == "absorbed" else d
+    chosen = select(
+        "fused_latent_resample", backend, x, latents, wq, wk, head_width=attending, dtype=autocast
+    )
     options: dict[str, Any] = {
         "num_heads": num_heads,
         "num_kv_heads": kv_heads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 METHODS = ("auto", "projected", "absorbed")
+_MANY = 1 << 40  # keys beside which the rest of a form counts for nothing
 
 
 class Sizes(NamedTuple):
@@ -60,13 +61,16 @@ def balance(itemsize: int) -> int:
     return 143 if itemsize < 4 else 12
 
 
-def choose(method: str, s: Sizes, itemsize: int | None = None) -> str:
+def choose(method: str, s: Sizes, itemsize: int | None = None, *, any_length: bool = False) -> str:
     """What "auto" stands for: the form with fewer operations a sample, the queries of shared latents being
     made once for a batch of any size; so a sample's result does not depend on its batch. With the `itemsize`
-    of the products a GPU is meant, on which the bytes that a form moves count too.
+    of the products a GPU is meant, on which the bytes that a form moves count too. `any_length`: one form for
+    all numbers of keys, by what a key costs; compiled code would have to be compiled again where they cross.
     """
     if method != "auto":
         return method
+    if any_length:
+        s = s._replace(keys=_MANY)
     projected = 2 * s.keys * s.h_kv * s.d * s.kv_width + 2 * s.l * s.keys * s.h * s.d
     small = s.l * s.h * s.d * s.kv_width * (1 if s.shared else 2)
     absorbed = 2 * s.l * s.keys * s.h * s.kv_width + small

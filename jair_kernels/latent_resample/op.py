@@ -170,7 +170,8 @@ def run(
     t = Tensors(x, latents, wq, bq, wk, bk, wv, bv, wo, bo, *pairs)
     o = Options(num_heads, num_kv_heads, attend_latents, eps, dtype, backend)
     itemsize = dtype.itemsize if backend == "triton" else None
-    if cost.choose(method, sizes(t, o), itemsize) == "absorbed":
+    compiling = torch.compiler.is_compiling()
+    if cost.choose(method, sizes(t, o), itemsize, any_length=compiling) == "absorbed":
         return absorbed.run(t, mask, o)
     y: Tensor = apply(mask, *o, *t)[0]
     return y.view(x.shape[0], latents.shape[-2], y.shape[1])

@@ -57,7 +57,8 @@ def fused_transformer_layer(
     check.flag("causal", causal)
     check.positive("eps", eps)
     check.choice("approximate", approximate, ("tanh", "none"))
-    chosen = select("fused_transformer_layer", backend, x)
+    head_width = x.shape[2] // num_heads
+    chosen = select("fused_transformer_layer", backend, x, head_width=head_width, dtype=autocast)
     if chosen == "reference":
         return transformer_layer(
             x, params, num_heads=num_heads, mask=mask, causal=causal, eps=eps, approximate=approximate

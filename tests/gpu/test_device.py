@@ -82,6 +82,7 @@ FUSION_CASES = [
     # Real models: queries to image tokens, JAIR's layers, Flamingo's, the Q-Former's, Idefics2's resampler.
     *(FusionCase(ATTENTION, 2, l, n, 64, h=12) for l, n in ((64, 196), (64, 64), (32, 257), (128, 185))),
     FusionCase(ATTENTION, 2, 64, 320, 64, h=8, ranges="media"),
+    FusionCase(ATTENTION, 2, 64, 321, 96, h=16),
     FusionCase(ATTENTION, 1, 64, 4964, 96, h=16, h_kv=4, mask="row"),
     *(FusionCase(ATTENTION, 2, 5, 33, d) for d in (1, 16, 40, 128, 256)),
     *(FusionCase(ATTENTION, 2, l, n, 24) for l in (1, 17) for n in (1, 1025)),

@@ -102,6 +102,8 @@ class _Draw:
         x = self.normal(c.b, c.n, c.d)
         if c.values == "shifted":
             x = x + 100
+        elif c.values == "outlier":
+            x[..., 0] = 100 + x[..., 0]
         elif c.values == "constant":
             x[:, ::2] = x[:, ::2, :1]
         elif c.values == "repeated":

@@ -19,15 +19,15 @@ def shapes(op: str) -> list[Case]:
     """One token, odd counts, more outputs than a tile has rows, widths that are no multiple of a vector."""
     grid = [Case(op, 2, n, d, k, h=24) for n, d, k in product((1, 7, 197), (48, 96, 1000), (1, 8, 111))]
     grid += [Case(op, 2, 197, 768, k, h=64) for k in (1, 8, 111)]
-    odd = [(0, 7, 48, 8, 16), (1, 65, 17, 3, 5), (3, 33, 2, 2, 1), (5, 16, 31, 9, 33)]
+    odd = [(0, 7, 48, 8, 16), (1, 65, 17, 3, 5), (3, 33, 2, 2, 1), (3, 33, 1, 8, 16), (5, 16, 31, 9, 33)]
     return grid + [Case(op, b, n, d, k, h=h) for b, n, d, k, h in odd]
 
 
 def values(op: str, **options: Any) -> list[Case]:
-    """Large means, one dominant score, all scores large, rows without variance, equal tokens; short and long
-    images.
+    """Large means, a first column far from the others, one dominant score, all scores large, rows without
+    variance, equal tokens; short and long images.
     """
-    kinds = ["shifted", "huge_score", "constant", "repeated"]
+    kinds = ["shifted", "outlier", "huge_score", "constant", "repeated"]
     kinds += ["far_scores"] * (op == "fused_token_pool")
     return [Case(op, 2, n, 96, 8, h=24, values=kind, options=options) for kind in kinds for n in (1, 7, 197)]
 

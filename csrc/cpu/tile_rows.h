@@ -57,7 +57,7 @@ inline void row_statistics(const bf16* x, int64_t width, float eps, float* mean,
   float variance = _mm512_reduce_add_ps(_mm512_add_ps(square0, square1)) / width - m * m;
   if (!(variance > m * m / 64)) variance = centred_squares(x, width, m) / width;  // digits were lost
   *mean = m;
-  *rstd = 1.0f / std::sqrt(variance + eps);
+  *rstd = width == 1 ? 0.0f : 1.0f / std::sqrt(variance + eps);  // one column is its mean
 }
 
 // A row less its shift, zeros behind its columns; x null: all zeros.

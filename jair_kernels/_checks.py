@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from contextlib import suppress
+from numbers import Real
 
 import torch
 
@@ -106,10 +107,14 @@ def choice(name: str, value: object, options: Sequence[str]) -> None:
 
 
 def positive(name: str, value: object) -> None:
-    """A finite number above zero."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    """A number above zero, also one of numpy's, that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not 0 < value < float("inf"):
+    try:
+        fits = 0 < float(value) < float("inf")
+    except OverflowError:
+        fits = False
+    if not fits:
         raise ValueError(f"{name}: expected a finite number > 0, got {value}")
 
 

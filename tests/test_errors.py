@@ -108,6 +108,7 @@ OPTIONS: list[Case] = [
     (MLP, "eps", lambda: -1e-6, ValueError, "expected a finite number > 0, got -1e-06"),
     (MLP, "eps", lambda: float("nan"), ValueError, "expected a finite number > 0, got nan"),
     (MLP, "eps", lambda: float("inf"), ValueError, "expected a finite number > 0, got inf"),
+    (MLP, "eps", lambda: 10**400, ValueError, "expected a finite number > 0, got 1" + 400 * "0"),
     (MLP, "eps", lambda: None, TypeError, "expected a number, got NoneType"),
     (MLP, "eps", lambda: "1e-6", TypeError, "expected a number, got str"),
     (MLP, "eps", lambda: True, TypeError, "expected a number, got bool"),
@@ -187,6 +188,7 @@ def test_numpy_numbers_are_numbers() -> None:
     np = pytest.importorskip("numpy")
     call = sample(LEARNER)
     assert torch.equal(call(eps=np.float64(1e-6)), call())
+    assert torch.allclose(call(eps=np.float32(1e-6)), call())
 
 
 @pytest.mark.parametrize("op", OPS)

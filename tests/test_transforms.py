@@ -166,6 +166,15 @@ def test_per_sample_gradients(op: str, vary: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("vary", ["inputs", "all"])
+def test_vmap_over_no_samples(op: str, vary: str) -> None:
+    each, tensors, dims = stacked(op, vary, samples=1)
+    none = {name: t if dims[name] is None else t[:0] for name, t in tensors.items()}
+    y = torch.func.vmap(lambda t: Call(op, t, {})(backend="cpu"), in_dims=(dims,))(none)
+    assert y.shape == (0, *Call(op, each[0], {})().shape)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_gradient_of_a_vmap_and_batched_gradients(op: str) -> None:
     each, tensors, dims = stacked(op, "inputs")
     x = tensors["x"].requires_grad_()

@@ -1,6 +1,5 @@
 // add_norm on the CPU: checks, outputs, threads; the arithmetic is in add_norm_kernel.h.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>

@@ -1,6 +1,5 @@
 // fused_cross_attention on the CPU: checks, outputs, threads; the arithmetic is in cross_attention_kernel.h.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>

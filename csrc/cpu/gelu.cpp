@@ -1,6 +1,5 @@
 // gelu(h) on the CPU: checks, outputs, threads; the arithmetic is in gelu_kernel.h.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>

@@ -1,6 +1,5 @@
 // Sums over rows and along them on the CPU: checks, outputs, threads; the arithmetic is in row_sums_kernel.h.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>

@@ -46,18 +46,16 @@ inline void over_columns(int64_t width, F f) {
   if (d < width) f(d, PartOfVector{static_cast<int>(width - d)});
 }
 
-// Sums over a row: f(d, vector, sums) adds to one of four sets, which do not wait for one another.
-template <typename C, int kSums, typename F>
-inline std::array<C, kSums> sum_columns(int64_t width, F f) {
-  Vec<C> sums[4][kSums] = {};
+// The sum over a row of f(d, vector), in four sums that do not wait for one another.
+template <typename C, typename F>
+inline C sum_columns(int64_t width, F f) {
+  Vec<C> sums[4] = {};
   int64_t d = 0;
   for (; d + 4 * kLanes<C> <= width; d += 4 * kLanes<C>) {
-    for (int i = 0; i < 4; ++i) f(d + i * kLanes<C>, WholeVector{}, sums[i]);
+    for (int i = 0; i < 4; ++i) sums[i] += f(d + i * kLanes<C>, WholeVector{});
   }
-  over_columns<C>(width - d, [&](int64_t e, auto vector) { f(d + e, vector, sums[0]); });
-  std::array<C, kSums> totals;
-  for (int s = 0; s < kSums; ++s) totals[s] = sum<C>((sums[0][s] + sums[1][s]) + (sums[2][s] + sums[3][s]));
-  return totals;
+  over_columns<C>(width - d, [&](int64_t e, auto vector) { sums[0] += f(d + e, vector); });
+  return sum<C>((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 // Rows worked on together: they share the reading of parameters, and their sums do not wait for one another.

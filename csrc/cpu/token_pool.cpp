@@ -1,6 +1,5 @@
 // fused_token_pool on the CPU: checks, outputs, threads; the arithmetic is in token_pool_kernel.h.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>

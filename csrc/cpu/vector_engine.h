@@ -117,13 +117,13 @@ class VectorEngine {
       }
       if (to) mean = to->known ? to->mean[n] : row_mean(x, width);
       rows.shift[first + n] = mean;
-      const auto [rest, squares] = sum_columns<C, 2>(width, [&](int64_t d, auto vector, Vec<C>* sums) {
+      const C squares = sum_columns<C>(width, [&](int64_t d, auto vector) {
         const Vec<C> v = vector.valid(vector.get(x + d) - mean);
         put(d, v);
-        sums[0] += v, sums[1] += v * v;
+        return v * v;
       });
       if (!to || to->known) continue;
-      to->mean[n] = mean + rest / width;
+      to->mean[n] = mean;
       to->rstd[n] = width == 1 ? C(0) : C(1) / std::sqrt(squares / width + to->eps);  // one column is its mean
     }
   }
@@ -215,12 +215,16 @@ class VectorEngine {
   static const C* at(const Rows& rows, int64_t n, int64_t d) { return rows.from + n * rows.in.stride + rows.in.at(d); }
 
   // By way of the first element: the rounding of a plain sum would leave constant rows with a spread of their own.
-  // What this mean still lacks, where the first element lies far from it, is the mean of what remains.
+  // What that mean still lacks, where the first element lies far from it, shows in a second pass. It is taken to be
+  // exact: a backward that reads it finds the very rows of the forward.
   static C row_mean(const T* x, int64_t width) {
-    const C first = load_part(x, 1)[0];
-    const auto [rest] = sum_columns<C, 1>(
-        width, [&](int64_t d, auto vector, Vec<C>* sums) { sums[0] += vector.valid(vector.get(x + d) - first); });
-    return first + rest / width;
+    C mean = load_part(x, 1)[0];
+    for (int pass = 0; pass < 2; ++pass) {
+      const C rest =
+          sum_columns<C>(width, [&](int64_t d, auto vector) { return vector.valid(vector.get(x + d) - mean); });
+      mean += rest / width;
+    }
+    return mean;
   }
 
   C* pack_;

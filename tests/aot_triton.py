@@ -52,7 +52,8 @@ from jair_kernels.tokenlearner.cost import keeps_hidden
 # Bytes of shared memory of a block (CUDA C++ programming guide, specifications per compute capability).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 
-# N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution.
+# N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution, narrow and wider
+# ones, and an image whose pixels are the tokens.
 SHAPES = (
     (196, 768, 64, 8),
     (196, 768, 64, 16),
@@ -60,6 +61,12 @@ SHAPES = (
     (81, 512, 64, 8),
     (100, 512, 64, 81),
     (1024, 1024, 64, 32),
+    (196, 192, 64, 8),
+    (196, 384, 64, 8),
+    (196, 1280, 64, 16),
+    (50176, 768, 64, 8),
+    (50176, 768, 64, 111),
+    (196, 768, 64, 128),
 )
 # D and M of the layers whose rows add_norm and gelu take.
 ROWS = ((768, 2048), (1024, 2816))

@@ -27,9 +27,9 @@ def backward_bytes(b: int, n: int, d: int, h: int, k: int, itemsize: int) -> int
 
 def keeps_hidden(dtype: torch.dtype, d: int, h: int) -> bool:
     """Whether h = w1 LN(x) + b1 is kept for the backward, which else makes it again by a product of x: in 16
-    bits, where it is at most half as large as x.
+    bits, where it is at most a quarter as large as x.
     """
-    return dtype.itemsize == 2 and 2 * h <= d
+    return dtype.itemsize == 2 and 4 * h <= d
 
 
 def saved_bytes(b: int, n: int, d: int, h: int, k: int, dtype: torch.dtype) -> int:

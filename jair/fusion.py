@@ -54,6 +54,7 @@ class GatedFusion(nn.Module):
             dim=dim, num_heads=num_heads, mlp_dim=mlp_dim, kv_dim=kv_dim
         )
         check.divides("num_heads", num_heads, "dim", dim)
+        check.head_width("num_heads", dim // num_heads)
         check.choice("form", form, ("jair", "flamingo"))
         check.positive("eps", eps)
         self.num_heads, self.form, self.eps = num_heads, form, eps

@@ -53,6 +53,7 @@ class LatentResampler(nn.Module):
         dim, num_latents, num_heads = whole_numbers(dim=dim, num_latents=num_latents, num_heads=num_heads)
         kv_dim, num_kv_heads = whole_numbers(kv_dim=kv_dim, num_kv_heads=num_kv_heads)
         check.divides("num_heads", num_heads, "dim", dim)
+        check.head_width("num_heads", dim // num_heads)
         check.divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
         check.flag("norm", norm)
         check.flag("attend_latents", attend_latents)

@@ -41,6 +41,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         dim, num_heads, mlp_dim = whole_numbers(dim=dim, num_heads=num_heads, mlp_dim=mlp_dim)
         check.divides("num_heads", num_heads, "dim", dim)
+        check.head_width("num_heads", dim // num_heads)
         check.positive("eps", eps)
         self.num_heads, self.eps = num_heads, eps
         self.norm1 = nn.LayerNorm(dim, eps, device=device, dtype=dtype)

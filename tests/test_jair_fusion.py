@@ -265,6 +265,15 @@ def test_autocast_and_backends_agree(stream: str) -> None:
     [
         (lambda: jair.LatentResampler(12, 4, 5), "num_heads: expected a divisor of dim = 12, got 5"),
         (lambda: jair.LatentResampler(12, 4, 4, num_kv_heads=3), "num_kv_heads: expected a divisor"),
+        (
+            lambda: jair.LatentResampler(600, 4, 2),
+            "num_heads: expected a head width d of at most 256, got 300",
+        ),
+        (lambda: jair.GatedFusion(600, 2, 8), "num_heads: expected a head width d of at most 256, got 300"),
+        (
+            lambda: jair.TransformerLayer(600, 2, 8),
+            "num_heads: expected a head width d of at most 256, got 300",
+        ),
         (lambda: jair.GatedFusion(12, 3, 0), "mlp_dim: expected an int >= 1, got 0"),
         (lambda: jair.GatedFusion(12, 3, 8, form="x"), "form: expected 'jair' or 'flamingo', got 'x'"),
         (lambda: jair.TransformerLayer(12, 3, 8, eps=0.0), "eps: expected a finite number > 0"),

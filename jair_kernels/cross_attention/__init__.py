@@ -35,8 +35,8 @@ def fused_cross_attention(
         backend: "reference", "cpu", "triton"; None = the fastest that fits.
 
     Returns:
-        y [B,h,L,d] in q's dtype, or in the autocast dtype. A query without keys gives zeros,
-            and zero gradient.
+        y [B,h,L,d] in q's dtype, or in the autocast dtype. A query without keys gives zeros, and zero
+            gradient; in kernels so does one all of whose scores are -inf, where the reference gives NaN.
 
     Raises:
         TypeError: a wrong type or dtype. ValueError: a wrong shape, device, layout, option or backend.

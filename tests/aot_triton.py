@@ -52,8 +52,8 @@ from jair_kernels.tokenlearner.cost import keeps_hidden
 # Bytes of shared memory of a block (CUDA C++ programming guide, specifications per compute capability).
 SHARED = {80: 166912, 90: 232448, 100: 232448}
 
-# N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution, narrow and wider
-# ones, and an image whose pixels are the tokens.
+# N, D, H, K: ViT-B with 8, 16 and 111 tokens, RT-1 with 8 and 81, a wide ViT at high resolution, narrow and
+# wide ones, an image whose pixels are the tokens.
 SHAPES = (
     (196, 768, 64, 8),
     (196, 768, 64, 16),

@@ -21,8 +21,3 @@ def forward_bytes(b: int, h: int, h_kv: int, l: int, n: int, d: int, itemsize: i
 def backward_bytes(b: int, h: int, h_kv: int, l: int, n: int, d: int, itemsize: int) -> int:
     """q, k, v, y and dy read once, dq, dk and dv written once."""
     return itemsize * b * d * (4 * h * l + 4 * h_kv * n)
-
-
-def saved_bytes(b: int, h: int, l: int, d: int, itemsize: int) -> int:
-    """Kept for the backward beside q, k and v: y and two numbers for each softmax."""
-    return b * h * l * (itemsize * d + 2 * max(itemsize, 4))

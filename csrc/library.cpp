@@ -84,6 +84,7 @@ STABLE_TORCH_LIBRARY(jair_kernels, m) {
 
   // The instruction set of the CPU kernels: 0 portable, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx
   // (csrc/cpu/isa.h).
+  m.def("cpu_is_not_intel() -> bool");
   m.def("cpu_isa_best() -> int");
   m.def("cpu_isa() -> int");
   m.def("set_cpu_isa(int isa) -> int");

@@ -18,6 +18,7 @@ import jair_kernels.gelu
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
 from jair_kernels._direct import watched
+from jair_kernels._products import product
 from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
@@ -89,7 +90,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     A bias may cancel most of a product; so it is added before the sum is rounded, never to a rounded product.
     """
-    return rows @ weight.mT if bias is None else torch.addmm(cast(bias, rows.dtype), rows, weight.mT)
+    return product(rows, weight.mT, None if bias is None else cast(bias, rows.dtype))
 
 
 def key_value_weights(wk: Tensor, wv: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -137,15 +138,17 @@ def keys_and_values(
 def through_keys_and_values(dkv: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """The gradient that reaches the rows, from that of the keys and values [R, 2 h_kv d]."""
     if len(weights) == 1:
-        return dkv @ weights[0]
+        return product(dkv, weights[0])
     dk, dv = dkv.chunk(2, dim=1)
-    return added(dk @ weights[0], dv, weights[1])
+    return added(product(dk, weights[0]), dv, weights[1])
 
 
 def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b, in the place of total, of which PyTorch would first make a copy."""
     if watched():
         return torch.addmm(total, a, b)
+    if total.dtype == torch.float32 and total.device.type == "cpu":
+        return total.add_(product(a, b))
     return torch.addmm(total, a, b, out=total)
 
 
@@ -182,21 +185,21 @@ class Gated:
         """
         need_weight, need_bias, need_gate = needs
         if self.gate is None:
-            product = dz.mT @ inner if need_weight else None
-            return product, column_sum(dz) if need_bias else None, None
+            of_all = product(dz.mT, inner) if need_weight else None
+            return of_all, column_sum(dz) if need_bias else None, None
         centre = self._centre(inner) if need_gate else None
         rows = inner if centre is None else inner - centre
-        product = dz.mT @ rows if need_weight or need_gate else None
+        of_all = product(dz.mT, rows) if need_weight or need_gate else None
         total = column_sum(dz) if self.bias is not None and (need_bias or need_gate) else None
-        if self.backend == "triton" and need_gate and product is not None:
-            fused = jair_kernels.gate.op.backward(product, self.weight, total, self.bias, centre, self.gate)
+        if self.backend == "triton" and need_gate and of_all is not None:
+            fused = jair_kernels.gate.op.backward(of_all, self.weight, total, self.bias, centre, self.gate)
             dweight, dbias, dgate = fused
             dgate = dgate if self.gate.numel() > 1 else dgate.sum(0, keepdim=True)
             return dweight, None if total is None else dbias, dgate
         factor = self.gate.to(dz.dtype if dz.dtype == torch.float64 else torch.float32).tanh()
         dgate = None
-        if need_gate and product is not None:
-            along = row_dot(self.weight, product)
+        if need_gate and of_all is not None:
+            along = row_dot(self.weight, of_all)
             if total is not None and self.bias is not None:
                 shift = self.bias.to(factor.dtype)
                 if centre is not None:
@@ -206,10 +209,10 @@ class Gated:
                 along if factor.numel() == along.numel() else along.sum(0, keepdim=True)
             )
         dweight = None
-        if need_weight and product is not None:
-            dweight = product.mul_(factor.unsqueeze(1).to(product.dtype))  # in place: G has served
+        if need_weight and of_all is not None:
+            dweight = of_all.mul_(factor.unsqueeze(1).to(of_all.dtype))  # in place: G has served
             if centre is not None and total is not None:
-                dweight.addcmul_((factor * total).to(product.dtype).unsqueeze(1), centre)  # addr_ is slow
+                dweight.addcmul_((factor * total).to(of_all.dtype).unsqueeze(1), centre)  # addr_ is slow
         return dweight, None if total is None or not need_bias else factor * total, dgate
 
     def _centre(self, inner: Tensor) -> Tensor | None:
@@ -224,7 +227,7 @@ class Gated:
     def through(self, dz: Tensor) -> Tensor:
         """The gradient that reaches `inner`."""
         if self.gate is None:
-            return dz @ self.weight
+            return product(dz, self.weight)
         factor = self.gate.tanh().to(dz.dtype)
         if (
             self.backend == "triton"
@@ -232,7 +235,7 @@ class Gated:
             and dz.shape[0] > self.weight.shape[1]
         ):
             return dz @ (self.weight * factor.unsqueeze(1))  # the smaller of both is scaled
-        return (dz * factor) @ self.weight
+        return product(dz * factor, self.weight)
 
 
 def like_inputs(grads: dict[str, Tensor | None], inputs: Any, needed: Any) -> tuple[Tensor | None, ...]:

@@ -21,7 +21,7 @@ def watched() -> bool:
     return torch.compiler.is_compiling() or bool(torch._C._are_functorch_transforms_active())
 
 
-def _alone(args: tuple[Any, ...]) -> bool:
+def alone(args: tuple[Any, ...]) -> bool:
     """Whether nothing stands between a call and its kernel: no transform or mode, no tracer, no gradient to
     record, and no tensor of a subclass or that its memory does not tell the whole of.
     """
@@ -46,7 +46,7 @@ def direct(operator: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def run(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and _alone(args):
+        if not torch.compiler.is_compiling() and alone(args):
             return function(*args)
         return operator(*args)
 

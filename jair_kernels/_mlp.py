@@ -8,6 +8,7 @@ import torch
 
 from jair_kernels import _blocks
 from jair_kernels._backends import block
+from jair_kernels._products import product
 
 Tensor = torch.Tensor
 
@@ -49,5 +50,5 @@ def backward(
     dh, g, total = block("gelu", backend).backward(last.through(dy), h, p.tanh, needs[1])
     dw2, db2, dgate = last.backward(dy, g, needs[2:])
     del g  # as large as h: not beside what follows
-    dw1 = dh.mT @ a if needs[0] else None
-    return MlpGradients(dh @ p.w1, dw1, total if needs[1] else None, dw2, db2, dgate)
+    dw1 = product(dh.mT, a) if needs[0] else None
+    return MlpGradients(product(dh, p.w1), dw1, total if needs[1] else None, dw2, db2, dgate)

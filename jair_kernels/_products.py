@@ -1,10 +1,46 @@
-"""Matrix products of PyTorch, as the Triton kernels of composed passes use them."""
+"""Matrix products of PyTorch, as composed passes use them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from jair_kernels import _library
+from jair_kernels._direct import alone
+
 Tensor = torch.Tensor
+
+_WORTHWHILE = 1 << 21  # multiplications; below, the call of oneDNN takes as long as what it saves
+
+
+def _onednn() -> Callable[..., Tensor] | None:
+    """oneDNN's product, where PyTorch's, MKL's in float32, use half of what the processor has: MKL keeps
+    AVX-512 for Intel's. PyTorch has oneDNN for convolutions and for the code of its compiler.
+    """
+    operators = torch.ops.mkldnn
+    if _library.load_error is not None or not hasattr(operators, "_linear_pointwise"):
+        return None
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return operators._linear_pointwise if wide and torch.ops.jair_kernels.cpu_is_not_intel() else None
+
+
+_ONEDNN = _onednn()
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a b + bias of matrices [m,k] and [k,n]; the bias is added before the sum is rounded."""
+    if (
+        _ONEDNN is not None
+        and not torch.compiler.is_compiling()
+        and a.dtype == torch.float32
+        and a.device.type == "cpu"
+        and a.shape[0] * a.shape[1] * b.shape[1] >= _WORTHWHILE
+        and alone((a, b) if bias is None else (a, b, bias))
+        and torch.backends.mkldnn.enabled
+    ):
+        return _ONEDNN(a, b.mT, bias, "none", [], "")
+    return a @ b if bias is None else torch.addmm(bias, a, b)
 
 
 def wide(a: Tensor, b: Tensor) -> Tensor:

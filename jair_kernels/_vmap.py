@@ -32,14 +32,12 @@ def _rule(op: Callable[..., Results], folded: Collection[int]) -> Callable[..., 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Results, int]:
         samples = info.batch_size
         pairs = list(zip(args, in_dims, strict=True))
-        if all(dim is None or i in folded for i, dim in enumerate(in_dims)):
-            inputs = [_fold(a, dim, samples) if i in folded else a for i, (a, dim) in enumerate(pairs)]
-            first, dim = pairs[0]  # has an image axis in every op
-            images = first.shape[0 if dim is None or dim > 0 else 1]
-            return _map(lambda out: out.view(samples, images, *out.shape[1:]), op(*inputs)), 0
-        if not samples:  # a sample of zeros tells the shapes
+        if not samples:  # one of zeros tells the shapes
             some = [a if d is None else a.new_zeros(a.shape[:d] + a.shape[d + 1 :]) for a, d in pairs]
             return _map(lambda out: out.new_empty((0, *out.shape)), op(*some)), 0
+        if all(dim is None or i in folded for i, dim in enumerate(in_dims)):
+            inputs = [_fold(a, dim, samples) if i in folded else a for i, (a, dim) in enumerate(pairs)]
+            return _map(lambda out: out.unflatten(0, (samples, out.shape[0] // samples)), op(*inputs)), 0
         each = [
             op(*(a if dim is None else a.select(dim, sample) for a, dim in pairs))
             for sample in range(samples)

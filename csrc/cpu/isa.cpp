@@ -83,6 +83,15 @@ Isa set_isa(Isa isa) {
 
 namespace {
 
+// Whether the processor is an x86-64 of another maker.
+bool cpu_is_not_intel() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
 int64_t cpu_isa_best() { return static_cast<int64_t>(jair::best_isa()); }
 int64_t cpu_isa() { return static_cast<int64_t>(jair::active_isa()); }
 int64_t set_cpu_isa(int64_t isa) {
@@ -93,6 +102,7 @@ int64_t set_cpu_isa(int64_t isa) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(jair_kernels, CompositeExplicitAutograd, m) {
+  m.impl("cpu_is_not_intel", TORCH_BOX(&cpu_is_not_intel));
   m.impl("cpu_isa_best", TORCH_BOX(&cpu_isa_best));
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa));

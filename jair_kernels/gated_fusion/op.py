@@ -13,6 +13,7 @@ from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
 from jair_kernels._plain import zero_masked
+from jair_kernels._products import product
 from jair_kernels._sums import column_sum
 from jair_kernels.gated_fusion.params import GatedFusionParams
 
@@ -140,7 +141,7 @@ class _GatedFusion(torch.autograd.Function):
         dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
 
         a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)
-        da = _blocks.added(dz, dq, s.wq) if ctx.jair else dq @ s.wq  # dz has served
+        da = _blocks.added(dz, dq, s.wq) if ctx.jair else product(dq, s.wq)  # dz has served
         dt, dt_weight, dt_bias = _blocks.norm_backward(
             backend, da, None if ctx.jair else dz, t_rows, stats_t, s.norm_t
         )
@@ -150,7 +151,7 @@ class _GatedFusion(torch.autograd.Function):
         else:
             f_rows = _rows(cast(f, dtype), mask)
             if needs.wk or needs.wv:
-                dwk, dwv = (dkv.mT @ _blocks.norm_again(backend, f_rows, stats_f, s.norm_f)).chunk(2)
+                dwk, dwv = product(dkv.mT, _blocks.norm_again(backend, f_rows, stats_f, s.norm_f)).chunk(2)
             if need_f or needs.norm_f_weight or needs.norm_f_bias:
                 dc = _blocks.through_keys_and_values(dkv, s.wkv)
                 df, df_weight, df_bias = _blocks.norm_backward(backend, dc, None, f_rows, stats_f, s.norm_f)
@@ -160,7 +161,7 @@ class _GatedFusion(torch.autograd.Function):
             "norm_t_bias": dt_bias,
             "norm_f_weight": df_weight,
             "norm_f_bias": df_bias,
-            "wq": dq.mT @ a if needs.wq else None,
+            "wq": product(dq.mT, a) if needs.wq else None,
             "bq": column_sum(dq) if needs.bq else None,
             "wk": dwk,
             "bk": None if p.bk is None else torch.zeros_like(p.bk),  # the softmax does not see it

@@ -22,6 +22,7 @@ from jair_kernels._autograd import Differentiable, accumulate_dtype, cast, diffe
 from jair_kernels._backends import block
 from jair_kernels._direct import watched
 from jair_kernels._plain import zero_masked
+from jair_kernels._products import product
 from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample.arguments import (
     Options,
@@ -78,11 +79,11 @@ def _times(rows: Tensor, weights: Tensor) -> Tensor:
     grouped = _to_groups(rows, g)
     if rows.is_cuda and h == g and not watched():
         # Where it belongs: the rows of a pooling are as many bytes as the tokens, or more.
-        product = rows.new_empty((s * l, g, width))
-        torch.bmm(grouped, weights, out=product.transpose(0, 1))
+        projected = rows.new_empty((s * l, g, width))
+        torch.bmm(grouped, weights, out=projected.transpose(0, 1))
     else:
-        product = torch.bmm(grouped, weights).view(g, s * l, h // g, width).transpose(0, 1)
-    return product.reshape(s, l, h, width)
+        projected = torch.bmm(grouped, weights).view(g, s * l, h // g, width).transpose(0, 1)
+    return projected.reshape(s, l, h, width)
 
 
 def _queries(t: Tensors, o: Options, z: Tensor, weights: _Weights) -> tuple[Tensor, Tensor]:
@@ -184,7 +185,7 @@ class _Absorbed(torch.autograd.Function):
         dwk = torch.bmm(_to_groups(q, o.kv_heads).mT, _to_groups(dqueries, o.kv_heads)).flatten(0, 1)
         dq = _times(dqueries, weights.wk.mT) * q.shape[3] ** -0.5
         dq = dq.flatten(0, 1).flatten(1)
-        dz = dq @ cast(t.wq, o.dtype)
+        dz = product(dq, cast(t.wq, o.dtype))
 
         if rows is None:
             dx, x_weight, x_bias = dkeys, *_unfold(t, dwk, dwv, dbv)
@@ -206,7 +207,7 @@ class _Absorbed(torch.autograd.Function):
         grads = {
             "x": dx,
             "latents": dlatents.view(t.latents.shape),
-            "wq": dq.mT @ z,
+            "wq": product(dq.mT, z),
             "bq": column_sum(dq),
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it

@@ -11,6 +11,7 @@ from jair_kernels import _blocks
 from jair_kernels._autograd import Differentiable, cast, differentiable_once
 from jair_kernels._backends import block, register_composed
 from jair_kernels._plain import zero_masked
+from jair_kernels._products import product
 from jair_kernels._sums import column_sum
 from jair_kernels.latent_resample import absorbed, cost
 from jair_kernels.latent_resample.arguments import (
@@ -104,7 +105,7 @@ class _Projected(torch.autograd.Function):
         dkeys = None
         if needs.x or needs.x_weight or needs.x_bias or o.attend_latents:
             dkeys = _blocks.through_keys_and_values(dkv, _blocks.key_value_weights(t.wk, t.wv, dtype))
-        dz = dq @ cast(t.wq, dtype)
+        dz = product(dq, cast(t.wq, dtype))
         dx = x_weight = x_bias = None
         if dkeys is not None:
             per_sample = dkeys.unflatten(0, (b, k.shape[1]))
@@ -119,11 +120,11 @@ class _Projected(torch.autograd.Function):
         )
         dwk = dwv = None
         if needs.wk or needs.wv:
-            dwk, dwv = (dkv.mT @ keys).chunk(2)
+            dwk, dwv = product(dkv.mT, keys).chunk(2)
         grads = {
             "x": dx,
             "latents": dlatents.view(t.latents.shape),
-            "wq": dq.mT @ z,
+            "wq": product(dq.mT, z),
             "bq": column_sum(dq),
             "wk": dwk,
             "bk": None if t.bk is None else torch.zeros_like(t.bk),  # the softmax does not see it

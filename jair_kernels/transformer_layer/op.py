@@ -12,6 +12,7 @@ from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
 from jair_kernels._plain import zero_masked
+from jair_kernels._products import product
 from jair_kernels._sums import column_sum
 from jair_kernels.transformer_layer.params import TransformerLayerParams
 from jair_kernels.transformer_layer.reference import causal_range
@@ -102,10 +103,10 @@ class _TransformerLayer(torch.autograd.Function):
         del qkv, q, k, v, o, dout
         dqkv = dqkv.view(b * n, 3 * width)
         a = _blocks.norm_again(backend, rows, stats1, norm1)
-        dwqkv = dqkv.mT @ a if needs.wqkv else None
+        dwqkv = product(dqkv.mT, a) if needs.wqkv else None
         dbqkv = _query_and_value_sums(dqkv) if needs.bqkv else None
         dx, dnorm1_weight, dnorm1_bias = _blocks.norm_backward(
-            backend, dqkv @ cast(p.wqkv, dtype), dz, rows, stats1, norm1
+            backend, product(dqkv, cast(p.wqkv, dtype)), dz, rows, stats1, norm1
         )
         dx = zero_masked(dx.view(b, n, width), mask)
         of_params = {

@@ -30,6 +30,7 @@ NEW = RESULTS / "new" / "gpu.json"
 REPORT = RESULTS / "new" / "gpu-tests.xml"
 VERIFIED = ROOT / "jair_kernels" / "verified.json"
 _LEFT_FOR_REPORT = 25
+_ALL_TESTS_RUN = (0, 1)  # exit statuses of pytest: all have passed, some have failed
 
 TRITON_OPS = (
     "fused_tokenlearner",
@@ -101,7 +102,7 @@ def tests(check: Check) -> None:
     parallel = ["-n", workers, "--maxschedchunk=1"] if importlib.util.find_spec("xdist") else []
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     REPORT.unlink(missing_ok=True)
-    # A name and its outcome a line: a run that is stopped leaves no report.
+    # A name and its outcome a line: the report of a run that is stopped is of a part of the tests, if any.
     command = python("-m", "pytest", "tests/gpu", "-v", "--tb=short", "-rf", "-p", "no:warnings")
     check.run("tests", [*command, f"--junitxml={REPORT}", *parallel], 180)
 
@@ -152,8 +153,10 @@ def report(check: Check) -> None:
     check.run("report", python("-m", "benchmarks.report", str(NEW), "--commit", "--no-cost"), 60)
 
 
-def verified_by(report: Path) -> set[tuple[str, str]]:
-    """The kernels of which every test has passed and at least one has run, by pytest's report."""
+def judged_by(report: Path) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """By pytest's report the kernels of which every test has passed and at least one has run, and those of
+    which a test has failed.
+    """
     good, bad = set(), set()
     for case in ElementTree.parse(report).iter("testcase"):
         words = case.get("name", "").replace("[", "-").replace("]", "-").split("-")
@@ -167,16 +170,22 @@ def verified_by(report: Path) -> set[tuple[str, str]]:
                     bad.add((op, backend))
                 elif "skipped" not in outcomes:
                     good.add((op, backend))
-    return good - bad
+    return good - bad, bad
 
 
 def record(check: Check, found: dict[str, str]) -> None:
-    """The kernels whose tests have all passed, for the support table of ``python -m jair_kernels``."""
-    if not REPORT.exists() or check.status("load") != "ok":
+    """For the table of ``python -m jair_kernels``: kernels whose tests have all passed enter it, those
+    with a test that fails leave it. Tests that were stopped or did not start say nothing.
+    """
+    if check.exit_status("tests") not in _ALL_TESTS_RUN or check.status("load") != "ok":
         return
+    passed, failed = judged_by(REPORT)
+    here = {name: found[name] for name in ("gpu", "version")}
     kept = json.loads(VERIFIED.read_text(encoding="utf-8"))
-    for op, backend in sorted(verified_by(REPORT)):
-        entry = {"op": op, "backend": backend, "gpu": found["gpu"], "version": found["version"]}
+    gone = [{"op": op, "backend": backend, **here} for op, backend in failed]
+    kept = [entry for entry in kept if entry not in gone]
+    for op, backend in sorted(passed):
+        entry = {"op": op, "backend": backend, **here}
         if entry not in kept:
             kept.append(entry)
     VERIFIED.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

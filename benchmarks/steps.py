@@ -29,6 +29,7 @@ class Outcome:
     reason: str = ""
     output: str = ""
     lacks_tool: bool = False
+    exit_status: int | None = None  # of a command that ended by itself
 
     def __str__(self) -> str:
         return f"{self.name:10} {self.status:8} {self.seconds:5.0f} s  {self.reason}".rstrip()
@@ -48,6 +49,9 @@ class Check:
     def status(self, name: str) -> str:
         return next((o.status for o in self.outcomes if o.name == name), "skipped")
 
+    def exit_status(self, name: str) -> int | None:
+        return next((o.exit_status for o in self.outcomes if o.name == name), None)
+
     def skip(self, name: str, reason: str, *, lacks_tool: bool = False) -> None:
         self.add(Outcome(name, "skipped", 0, reason, lacks_tool=lacks_tool))
 
@@ -59,8 +63,9 @@ class Check:
             return self.outcomes[-1]
         print(f"--- {name}, at most {seconds:.0f} s", flush=True)
         begin = time.monotonic()
-        output, reason = _run(command, seconds, environment)
+        output, reason, code = _run(command, seconds, environment)
         outcome = Outcome(name, "failed" if reason else "ok", time.monotonic() - begin, reason, output)
+        outcome.exit_status = code
         return self.add(outcome)
 
     def together(self, *steps: Callable[[], object]) -> None:
@@ -75,8 +80,8 @@ class Check:
         return outcome
 
 
-def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str]:
-    """(output, "" or the reason of the failure)."""
+def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str, int | None]:
+    """(output, "" or the reason of the failure, the exit status of a command that ended by itself)."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
     try:
         with _interruptible():
@@ -91,7 +96,7 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
                 start_new_session=True,
             )
     except OSError as error:
-        return "", f"{command[0]} does not start: {error.strerror}"
+        return "", f"{command[0]} does not start: {error.strerror}", None
     reason = ""
     for limit, sign in ((seconds, signal.SIGINT), (GRACE_SECONDS, signal.SIGKILL), (None, signal.SIGKILL)):
         try:
@@ -101,9 +106,11 @@ def _run(command: list[str], seconds: float, environment: dict[str, str]) -> tup
             reason = f"stopped after {seconds:.0f} s"
             _signal_group(process.pid, sign)
     _signal_group(process.pid, signal.SIGKILL)  # what the step left behind
-    if process.returncode and not reason:
+    if reason:
+        return output, reason, None
+    if process.returncode:
         reason = f"exit status {process.returncode}: {last_line(output)[:200]}"
-    return output, reason
+    return output, reason, process.returncode
 
 
 @contextmanager

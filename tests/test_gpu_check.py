@@ -114,26 +114,58 @@ def test_all_tools_of_the_sanitizer_can_be_asked_for(
     assert {o.name: o.status for o in check.outcomes} == dict.fromkeys(gpu_check.TOOLS, "ok")
 
 
-def test_kernels_are_called_verified_once_their_tests_pass(
-    check: steps.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One failure, and the kernel is not; a kernel whose tests were all skipped is not either."""
-    verified, report = tmp_path / "verified.json", tmp_path / "report.xml"
-    verified.write_text("[]", encoding="utf-8")
-    report.write_text(
-        "<testsuites><testsuite>"
-        '<testcase name="test_accuracy[fused_token_pool-B2-N7-D48-K1-triton-float32]"/>'
-        '<testcase name="test_cuda_graph[token_pool-triton]"/>'
-        '<testcase name="test_cuda_graph[token_pool-cuda]"><failure/></testcase>'
-        '<testcase name="test_side_stream[token_pool-cuda]"/>'
-        '<testcase name="test_side_stream[tokenfuser-triton]"><skipped/></testcase>'
-        "</testsuite></testsuites>",
-        encoding="utf-8",
-    )
+def _record(check: steps.Check, folder: Path, monkeypatch: pytest.MonkeyPatch, cases: str) -> list[str]:
+    """What is called verified after two records of pytest's report; before, the pool's kernel in CUDA is."""
+    verified, report = folder / "verified.json", folder / "report.xml"
+    entry = {"op": "fused_token_pool", "backend": "cuda", "gpu": "a GPU"}
+    verified.write_text(json.dumps([entry | {"version": version} for version in "01"]), encoding="utf-8")
+    report.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>", encoding="utf-8")
     monkeypatch.setattr(gpu_check, "VERIFIED", verified)
     monkeypatch.setattr(gpu_check, "REPORT", report)
     check.add(steps.Outcome("load", "ok", 1.0))
     for _ in range(2):
         gpu_check.record(check, {"gpu": "a GPU", "version": "1"})
     kept = json.loads(verified.read_text(encoding="utf-8"))
-    assert [(entry["op"], entry["backend"]) for entry in kept] == [("fused_token_pool", "triton")]
+    return [f"{entry['op']} {entry['backend']} {entry['version']}" for entry in kept]
+
+
+_BEFORE = ["fused_token_pool cuda 0", "fused_token_pool cuda 1"]
+_ONE_PASSES = '<testcase name="test_accuracy[fused_token_pool-B2-N7-D48-K1-triton-float32]"/>'
+
+
+def test_kernels_are_called_verified_while_their_tests_pass(
+    check: steps.Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failure, and the kernel no longer is; a kernel whose tests were all skipped is not either."""
+    cases = (
+        f"{_ONE_PASSES}"
+        '<testcase name="test_cuda_graph[token_pool-triton]"/>'
+        '<testcase name="test_cuda_graph[token_pool-cuda]"><failure/></testcase>'
+        '<testcase name="test_side_stream[token_pool-cuda]"/>'
+        '<testcase name="test_side_stream[tokenfuser-triton]"><skipped/></testcase>'
+    )
+    check.run("tests", code("raise SystemExit(1)"), 60)
+    kept = _record(check, tmp_path, monkeypatch, cases)
+    assert kept == ["fused_token_pool cuda 0", "fused_token_pool triton 1"]
+
+
+@pytest.mark.parametrize(
+    ("program", "kept"),
+    [
+        ("", [*_BEFORE, "fused_token_pool triton 1"]),
+        ("import time; time.sleep(60)", _BEFORE),  # stopped by its time limit
+        ("raise SystemExit(2)", _BEFORE),  # pytest, interrupted
+        (None, _BEFORE),  # not asked for: the report is that of another run
+    ],
+    ids=["passed", "stopped", "interrupted", "left-out"],
+)
+def test_tests_that_did_not_all_run_verify_nothing(
+    check: steps.Check,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str | None,
+    kept: list[str],
+) -> None:
+    if program is not None:
+        check.run("tests", code(program), 5)
+    assert _record(check, tmp_path, monkeypatch, _ONE_PASSES) == kept

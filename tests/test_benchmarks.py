@@ -384,6 +384,14 @@ def test_compare_without_a_committed_run(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == "nothing to compare with: no committed run of a cpu-avx512\n"
 
 
+@pytest.mark.parametrize("kind", [path.parent.name for path in rows.RESULTS.glob("*/benchmarks.json")])
+def test_every_json_of_a_machine_is_a_run(kind: str) -> None:
+    for path in (rows.RESULTS / kind).glob("*.json"):
+        run = rows.load(path)
+        assert kind in (run.machine["kind"], "new")
+        assert run.results
+
+
 def test_the_readme_shows_the_committed_numbers(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text(readme.README.read_text())

@@ -117,9 +117,19 @@ def test_use_backend_ends_with_an_exception() -> None:
 
 
 @needs_library
-def test_use_backend_raises_for_inputs_that_do_not_fit() -> None:
+def test_use_backend_raises_for_inputs_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU kernels take all; here they have a limit."""
+    monkeypatch.setitem(_backends._FITS["fused_token_pool"], "cpu", lambda *inputs: "x is too wide")
+    message = "backend: expected one that can run fused_token_pool, got 'cpu': x is too wide"
     call = sample("fused_token_pool")
-    x, scores = (t.to("meta") for t in call.tensors.values())
+    with jk.use_backend("cpu"), pytest.raises(ValueError, match=exactly(message)):
+        call()
+    assert torch.equal(call(), call.reference())  # by itself the choice passes over it
+
+
+@needs_library
+def test_use_backend_takes_tensors_without_data() -> None:
+    x, scores = (t.to("meta") for t in sample("fused_token_pool").tensors.values())
     with jk.use_backend("cpu"):
         assert jk.fused_token_pool(x, scores).device.type == "meta"
 

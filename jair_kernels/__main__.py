@@ -17,9 +17,11 @@ from jair_kernels import _backends, _library
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 GPU_BACKENDS = ("triton", "cuda")
+CUDA_OPS = ("fused_token_pool", "fused_tokenlearner")  # in CUDA C++, though this library may be built without
 VERIFIED = Path(__file__).with_name("verified.json")
 
-# The inputs that why_not looks at, without data: B, N, D, H, K = 2, 196, 768, 64, 8.
+# The inputs that why_not looks at, without data: B, N, D, H, K = 2, 196, 768, 64, 8. An op that is not here
+# is asked about by element type alone.
 _SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "fused_tokenlearner": ((2, 196, 768), (64, 768), (8, 64)),
     "fused_token_pool": ((2, 196, 768), (2, 196, 8)),
@@ -57,14 +59,18 @@ def _support() -> list[dict[str, str | None]]:
     for op in _backends.operators():
         for backend in _backends.BACKENDS:
             for name, dtype in DTYPES.items():
-                inputs = [torch.empty(size, dtype=dtype, device="meta") for size in _SIZES[op]]
+                sizes = _SIZES.get(op, ((1, 1, 1),))
+                inputs = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
                 reason = _backends.why_not(op, backend, *inputs)
                 rows.append({"op": op, "backend": backend, "dtype": name, "reason": reason})
     return rows
 
 
 def report() -> dict[str, Any]:
-    """Everything the command prints; a reason of None means that it runs here."""
+    """Everything the command prints; a reason of None means that it runs here, a verification
+    of None that there is no such kernel.
+    """
+    verified = json.loads(VERIFIED.read_text(encoding="utf-8"))
     return {
         "package": jair_kernels.__version__,
         "python": platform.python_version(),
@@ -76,18 +82,26 @@ def report() -> dict[str, Any]:
         "cpu_isa": _isa(),
         "backends": {name: _backends.unavailable(name) for name in _backends.BACKENDS},
         "support": _support(),
-        "verified": json.loads(VERIFIED.read_text(encoding="utf-8")),
+        "on_gpu": _on_gpu(verified),
+        "verified": verified,
     }
 
 
-def _verification(verified: list[dict[str, str]], version: str, op: str, backend: str) -> str:
-    """On which GPUs this version of a kernel has passed its tests."""
+def _verification(verified: list[dict[str, str]], op: str, backend: str) -> str | None:
+    """On which GPUs this version of a kernel has passed its tests; None = there is no kernel."""
+    if backend not in _backends.kernels_of(op) and (backend != "cuda" or op not in CUDA_OPS):
+        return None
     records = [r for r in verified if (r["op"], r["backend"]) == (op, backend)]
-    now = sorted({r["gpu"] for r in records if r["version"] == version})
+    now = sorted({r["gpu"] for r in records if r["version"] == jair_kernels.__version__})
     if now:
         return f"verified on {', '.join(now)}"
     before = sorted({f"{r['gpu']} at {r['version']}" for r in records})
     return "unverified on a GPU" + (f" at this version (last: {', '.join(before)})" if before else "")
+
+
+def _on_gpu(verified: list[dict[str, str]]) -> list[dict[str, str | None]]:
+    pairs = ((op, backend) for op in _backends.operators() for backend in GPU_BACKENDS)
+    return [{"op": op, "backend": b, "verification": _verification(verified, op, b)} for op, b in pairs]
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -109,7 +123,7 @@ def text(facts: dict[str, Any]) -> str:
         return " ".join(r["dtype"] for r in cells if r["reason"] is None) or "no"
 
     def verified(op: str, backend: str) -> str:
-        return _verification(facts["verified"], facts["package"], op, backend)
+        return _verification(facts["verified"], op, backend) or "none"
 
     isa = facts["cpu_isa"]
     gpus = [f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in facts["gpus"]]

@@ -132,6 +132,11 @@ def operators() -> tuple[str, ...]:
     return tuple(_FITS)
 
 
+def kernels_of(op: str) -> tuple[str, ...]:
+    """Backends beside "reference" that an op has in this installation, whether they can run or not."""
+    return tuple(_FITS[op])
+
+
 def dtypes(backend: str) -> tuple[torch.dtype, ...]:
     """Element types a backend computes in."""
     return _TRAITS[backend].dtypes

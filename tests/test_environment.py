@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import torch
 import jair_kernels
 from jair_kernels import __main__ as environment
 from jair_kernels import _backends, _library
+
+CUDA_SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 
 
 def run(*arguments: str) -> str:
@@ -50,6 +53,13 @@ def test_support_table_is_complete_and_is_what_why_not_says(facts: dict) -> None
             assert reason == jair_kernels.why_not(op, backend, x)
 
 
+def test_an_op_without_sizes_is_asked_about_its_element_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environment.report()["support"]
+    assert set(environment._SIZES) == set(_backends.operators())
+    monkeypatch.delitem(environment._SIZES, "fused_transformer_layer")
+    assert environment.report()["support"] == before
+
+
 def test_isa_is_the_one_in_use(facts: dict) -> None:
     if _library.load_error is not None:
         pytest.skip(f"no compiled library: {_library.load_error}")
@@ -86,7 +96,18 @@ def test_text_names_everything() -> None:
 
 def test_an_empty_record_means_unverified() -> None:
     facts = environment.report() | {"verified": []}
-    assert environment.text(facts).count("unverified on a GPU") == 2 * len(_backends.operators())
+    told = environment.text(facts).split("What has run on a GPU")[1]
+    kernels = len(_backends.operators()) + len(environment.CUDA_OPS)
+    assert told.count("unverified on a GPU") == kernels
+    assert told.count("none") == 2 * len(_backends.operators()) - kernels
+
+
+def test_a_kernel_that_does_not_exist_is_neither_verified_nor_unverified(facts: dict) -> None:
+    cuda = {row["op"]: row["verification"] for row in facts["on_gpu"] if row["backend"] == "cuda"}
+    written = {op for op in cuda if (CUDA_SOURCES / f"{op.removeprefix('fused_')}.cu").exists()}
+    assert set(environment.CUDA_OPS) == written
+    assert {op for op, told in cuda.items() if told is None} == set(_backends.operators()) - written
+    assert all(row["verification"] for row in facts["on_gpu"] if row["backend"] == "triton")
 
 
 def test_a_record_counts_for_its_version_op_and_backend_only() -> None:
@@ -100,7 +121,7 @@ def test_a_record_counts_for_its_version_op_and_backend_only() -> None:
     row = next(line for line in lines.splitlines() if "fused_token_pool" in line)
     assert "verified on NVIDIA A100, NVIDIA H200" in row
     assert "unverified on a GPU at this version (last: NVIDIA H200 at 0.0.1)" in row
-    assert lines.count("unverified on a GPU") == 2 * len(_backends.operators()) - 1
+    assert lines.count("unverified on a GPU") == len(_backends.operators()) + len(environment.CUDA_OPS) - 1
 
 
 def test_shipped_records_are_well_formed(facts: dict) -> None:

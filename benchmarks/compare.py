@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.rows import NEW, RESULTS, Run, load
+from benchmarks.rows import NEW, RESULTS, Result, Run, Timing, load
+from benchmarks.shapes import OPS, groups
 
 TOLERANCE = 0.15
 
@@ -21,28 +22,47 @@ class Comparison:
 
 
 def compare(old: Run, new: Run) -> Comparison:
-    """Speed-ups of ours over the fastest peer, old against new.
+    """Speed-ups of ours over the fastest peer, old against new, of the peers that both runs have.
 
-    A fault: a speed-up that fell by more than 15 %, or a row of ours that is gone although its peers were
-    measured. Absolute times are not compared: they change with the machine's load, for all contestants alike.
+    A fault: a speed-up that fell by more than 15 %, or a row of ours that is gone; rows that only --full
+    measures may all be absent. Absolute times are not compared: they change with the machine's load, for all
+    contestants alike.
     """
     outcome = Comparison()
     measured = {result.key: result for result in new.results}
+    late = {row.key for op in OPS for row in groups(op, new.device, full=True) if row.full}
+    optional = late if late.isdisjoint(measured) else set()
     for before in old.results:
-        after = measured.get(before.key)
-        if after is None or not (before.complete and after.complete):
-            continue
-        for timing in before.ours:
-            name = f"{' '.join(before.key)} {timing.backend}"
-            if timing.backend not in after.timings:
-                outcome.faults.append(f"{name}: not measured, although its peers were")
-                continue
-            was, now = before.speedup(timing), after.speedup(after.timings[timing.backend])
-            line = f"{name}: {was:.2f}x -> {now:.2f}x ({100 * (now / was - 1):+.0f} %)"
-            outcome.lines.append(line)
-            if now < (1 - TOLERANCE) * was:
-                outcome.faults.append(line)
+        if before.key in measured:
+            _compare(before, measured[before.key], outcome)
+        elif before.key not in optional:
+            outcome.faults += [f"{_name(before, timing)}: not measured" for timing in before.ours]
     return outcome
+
+
+def _compare(before: Result, after: Result, outcome: Comparison) -> None:
+    both = before.timings.keys() & after.timings.keys()
+    old, new = (
+        replace(result, timings={name: timing for name, timing in result.timings.items() if name in both})
+        for result in (before, after)
+    )
+    for timing in before.ours:
+        name = _name(before, timing)
+        if timing.backend not in both:
+            outcome.faults.append(f"{name}: not measured")
+            continue
+        if not old.peers:
+            outcome.faults.append(f"{name}: no peer was measured in both runs")
+            continue
+        was, now = old.speedup(timing), new.speedup(new.timings[timing.backend])
+        line = f"{name}: {was:.2f}x -> {now:.2f}x ({100 * (now / was - 1):+.0f} %)"
+        outcome.lines.append(line)
+        if now < (1 - TOLERANCE) * was:
+            outcome.faults.append(line)
+
+
+def _name(result: Result, timing: Timing) -> str:
+    return f"{' '.join(result.key)} {timing.backend}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,7 +56,12 @@ class Group:
     full: bool = False
 
     def __str__(self) -> str:
-        return f"{self.op} {self.case} {self.dtype} {self.direction}"
+        return " ".join(self.key)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What its rows have in common in a result."""
+        return self.op, str(self.case), self.dtype, self.direction
 
 
 VIT = Case(16, 196, 768, 64, 8)

@@ -373,9 +373,48 @@ def test_compare_notices_a_row_of_ours_that_is_gone(
     committed.write_text(json.dumps(document))
     source = _write(tmp_path, _document(_group(VIT, "bf16", "fwd", eager=4e-3, compile=5e-3)))
     assert compare.main([str(source), "--results", str(tmp_path)]) == 1
-    message = f"REGRESSED fused_tokenlearner {VIT} bf16 fwd cpu: not measured, although its peers were"
+    message = f"REGRESSED fused_tokenlearner {VIT} bf16 fwd cpu: not measured\n"
     assert message in capsys.readouterr().out
     assert compare.main([str(_write(tmp_path, document)), "--results", str(tmp_path)]) == 0
+
+
+def test_compare_takes_the_peers_that_both_runs_have() -> None:
+    """The same speed, but for ours over eager PyTorch in the second row, which has no other peer."""
+    sweep = shapes.n_sweep_case(64, "cpu")
+    old = rows.parse(
+        _document(
+            _group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, compile=2e-3),
+            _group(sweep, "bf16", "fwd", cpu=1e-3, eager=4e-3),
+        )
+    )
+    new = rows.parse(
+        _document(
+            _group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3),
+            _group(sweep, "bf16", "fwd", cpu=2e-3, eager=4e-3, compile=3e-3),
+        )
+    )
+    outcome = compare.compare(old, new)
+    lost = f"fused_tokenlearner {sweep} bf16 fwd cpu: 4.00x -> 2.00x (-50 %)"
+    assert outcome.lines == [f"fused_tokenlearner {VIT} bf16 fwd cpu: 4.00x -> 4.00x (+0 %)", lost]
+    assert outcome.faults == [lost]
+    alone = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3)))
+    (fault, _) = compare.compare(old, alone).faults
+    assert fault == f"fused_tokenlearner {VIT} bf16 fwd cpu: no peer was measured in both runs"
+
+
+def test_compare_misses_rows_and_ops() -> None:
+    """But not those of --full, until the new run has one of them."""
+    quick, other = (_group(case, "bf16", "fwd", cpu=1e-3, eager=4e-3) for case in (VIT, WIDE))
+    late = [_group(case, "fp32", "fwd", cpu=1e-3, eager=4e-3) for case in (SINGLE, VIT)]
+    late[1] = [_row(VIT, "fp16", "fwd", backend, 1e-3) for backend in ("cpu", "eager")]
+    fuser = [_row(VIT, "bf16", "fwd", backend, 1e-3, "fused_tokenfuser") for backend in ("cpu", "eager")]
+    old = rows.parse(_document(quick, other, fuser, *late))
+    gone = [f"fused_tokenlearner {WIDE} bf16 fwd", f"fused_tokenfuser {VIT} bf16 fwd"]
+    faults = compare.compare(old, rows.parse(_document(quick))).faults
+    assert faults == [f"{name} cpu: not measured" for name in gone]
+    gone.insert(1, f"fused_tokenlearner {VIT} fp16 fwd")
+    faults = compare.compare(old, rows.parse(_document(quick, late[0]))).faults
+    assert faults == [f"{name} cpu: not measured" for name in gone]
 
 
 def test_compare_without_a_committed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

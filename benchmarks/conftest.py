@@ -225,12 +225,16 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_
         row["stats"] = {key: row["stats"][key] for key in _KEPT_STATS}
 
 
+def _file_of(given: Any) -> Path:
+    """Where the JSON lies: pytest-benchmark keeps a path, or in older versions the file, closed."""
+    return Path(given if isinstance(given, str | Path) else given.name)
+
+
 @pytest.hookimpl(trylast=True)  # below the tables of pytest-benchmark
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not config.stash[_SESSION].recorded:
         return
-    given = config.option.benchmark_json  # a name, or the file that pytest-benchmark has opened and closed
-    path = Path(getattr(given, "name", given))
+    path = _file_of(config.option.benchmark_json)
     terminalreporter.section("speed-up over the fastest peer", sep="-")
     for line in rows.summary(rows.load(path)):
         terminalreporter.write_line(line)

@@ -249,6 +249,13 @@ def test_result_carries_no_host_name() -> None:
     assert commit == {"id": "abc", "time": "t", "dirty": True}
 
 
+def test_the_summary_is_read_from_where_the_json_lies(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    assert conftest._file_of(str(path)) == conftest._file_of(path) == path
+    with path.open("wb") as file:
+        assert conftest._file_of(file) == path
+
+
 def test_speedup_is_over_the_fastest_peer() -> None:
     run = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=5e-3, compile=4e-3)))
     (result,) = run.results

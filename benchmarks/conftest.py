@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import jair_kernels
-from benchmarks import ceilings, contestants, machine, measure, rows, shapes
+from benchmarks import ceilings, contestants, fusion, machine, measure, rows, shapes
 from benchmarks.shapes import Group
 from jair_kernels.testing import required
 
@@ -28,6 +29,7 @@ class Sample:
 
     reason: str | None = None
     fault: str | None = None
+    kind: str = ""  # of PyTorch's own attention: which of its kernels ran
     seconds: list[float] = field(default_factory=list)
     saved_bytes: int = 0
     peak_bytes: int = 0
@@ -70,14 +72,17 @@ class Session:
                 continue
             run = problem.function(backend)
             call = problem.call(run)
+            kind = fusion.SdpaKind()
             try:
-                result = call(0)
+                with kind if backend == "sdpa" else nullcontext():
+                    result = call(0)
             except RuntimeError as error:
                 told = f"{backend} failed: {str(error).strip().splitlines()[0]}"
                 # A machine without a compiler has no torch.compile; a failure of ours is ours.
                 excused = backend in shapes.COMPILED
                 samples[backend] = Sample(reason=told) if excused else Sample(fault=told)
                 continue
+            samples[backend].kind = str(kind) if backend == "sdpa" else ""
             expected = result if expected is None else expected
             samples[backend].fault = contestants.disagreement(group, result, expected)
             if samples[backend].fault:
@@ -189,13 +194,17 @@ def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Group, s
             case=str(group.case),
             dtype=group.dtype,
             direction=group.direction,
-            backend=backend,
+            backend=f"{backend}_{sample.kind}" if sample.kind else backend,
             tokens=group.case.b * group.case.n,
             **contestants.counts(group),
             saved_bytes=sample.saved_bytes,
             peak_bytes=sample.peak_bytes,
             fraction_of_ceiling=session.ceiling_of(group, median),
         )
+        if backend in shapes.COMPILED:
+            benchmark.extra_info["compile_mode"] = contestants.compile_mode(
+                group, session.device, session.full
+            )
         if sample.host_seconds is not None:
             benchmark.extra_info["host_seconds"] = sample.host_seconds
         session.recorded += 1

@@ -62,7 +62,7 @@ class Problem:
 
     def function(self, backend: str) -> Callable[..., torch.Tensor]:
         """The op as this contestant computes it; all take the same tensors by name."""
-        run = _function(self.group.op, backend, self.tuned and self.device == "cuda")
+        run = _function(self.group.op, backend, compile_mode(self.group, self.device, self.tuned))
         case = self.group.case
         return fusion.packed(self.group.op, case, run) if isinstance(case, FusionCase) else run
 
@@ -91,16 +91,21 @@ def problem_of(group: Group, device: str, working_set: int, tuned: bool = False)
     return Problem.build(group, device, working_set, tuned)
 
 
-def _function(op: str, backend: str, tuned: bool) -> Callable[..., torch.Tensor]:
+def compile_mode(group: Group, device: str, tuned: bool) -> str:
+    """The mode of peers by torch.compile. Tuning takes up to a minute a row. Launches on a GPU are hidden
+    from the clock, so a CUDA graph would only add copies of its inputs.
+    """
+    may_tune = tuned and device == "cuda" and not isinstance(group.case, ModelCase)
+    return "max-autotune-no-cudagraphs" if may_tune else "default"
+
+
+def _function(op: str, backend: str, mode: str) -> Callable[..., torch.Tensor]:
     if backend == "sdpa":
         return fusion.peer(op, "sdpa")
     reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
     if backend == "eager":
         return reference
     if backend in COMPILED:
-        # Launches are hidden from the clock on a GPU, so a CUDA graph would only add copies of its inputs.
-        # Tuning takes up to a minute a row.
-        mode = "max-autotune-no-cudagraphs" if tuned else "default"
         plain = reference if backend == "compile" else fusion.peer(op, backend)
         return torch.compile(plain, fullgraph=True, dynamic=False, mode=mode)
     fused: Callable[..., torch.Tensor] = getattr(jair_kernels, op)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import jair_kernels
 from jair_kernels._fusion_samples import FusionCase as Draw
@@ -129,6 +130,27 @@ def attention_by_flex(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = 
     grouped = q.shape[1] != k.shape[1]
     y: Tensor = flex_attention(q, k, v, scale=scale, enable_gqa=grouped)
     return y
+
+
+class SdpaKind(TorchDispatchMode):
+    """Within the block, which kernel PyTorch's own attention runs: "flash", "efficient" or "cudnn", several
+    joined by "+"; "math" where it runs none of them, but products and a softmax.
+    """
+
+    _PREFIX = "_scaled_dot_product_"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.startswith(self._PREFIX):
+            self._seen.add(name.removeprefix(self._PREFIX).split("_")[0])
+        return func(*args, **(kwargs or {}))
+
+    def __str__(self) -> str:
+        return "+".join(sorted(self._seen)) or "math"
 
 
 @contextmanager

@@ -132,9 +132,12 @@ JAIR has random weights and looks at photographs."""
 
 
 def notes(run: Run) -> list[str]:
-    """What has to be known of a machine to read its goals."""
+    """What has to be known of a machine to read its goals, and of its peers."""
     without_tiles = run.device == "cpu" and run.machine["isa"] != "amx"
-    return ["The goals are those of a CPU with AMX tiles, which this one has not."] * without_tiles
+    told = ["The goals are those of a CPU with AMX tiles, which this one has not."] * without_tiles
+    timings = [timing for result in run.results for timing in result.peers]
+    modes = sorted({t.counts["compile_mode"] for t in timings if "compile_mode" in t.counts})
+    return told + [f"torch.compile ran in mode {' and '.join(modes)}."] * bool(modes)
 
 
 def _by_op(table: Callable[[list[Result]], list[str]], results: list[Result]) -> list[list[str]]:

@@ -17,7 +17,7 @@ _OURS = tuple(backend for backends in OURS.values() for backend in backends)
 
 @dataclass(frozen=True)
 class Timing:
-    """One contestant: seconds (quartiles and median) and its counts."""
+    """One contestant: what computed, seconds (quartiles and median) and its counts."""
 
     backend: str
     q1: float
@@ -35,7 +35,7 @@ class Result:
     case: str
     dtype: str
     direction: str
-    timings: dict[str, Timing] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)  # by contestant
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -90,6 +90,11 @@ class Run:
         return "cuda" if "gpu" in self.machine else "cpu"
 
 
+def _contestant(backend: str) -> str:
+    """The contestant of a row: "sdpa_flash" names the kernel of PyTorch's own attention that ran."""
+    return "sdpa" if backend.startswith("sdpa") else backend
+
+
 def parse(document: dict[str, Any]) -> Run:
     """A run from pytest-benchmark's JSON; within an op, groups in the order in which they were measured."""
     results: dict[tuple[str, ...], Result] = {}
@@ -97,7 +102,7 @@ def parse(document: dict[str, Any]) -> Run:
         info, stats = row["extra_info"], row["stats"]
         key = tuple(info[name] for name in ("op", "case", "dtype", "direction"))
         timing = Timing(info["backend"], stats["q1"], stats["median"], stats["q3"], stats["rounds"], info)
-        results.setdefault(key, Result(*key)).timings[timing.backend] = timing
+        results.setdefault(key, Result(*key)).timings[_contestant(timing.backend)] = timing
     return Run(
         document["machine_info"],
         document["commit_info"],

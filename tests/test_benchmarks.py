@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jair_kernels
 
 sys.path.append(str(Path(__file__).parents[1]))  # last: an installed jair_kernels goes before the source tree
 
 from benchmarks import compare, conftest, contestants, fusion, machine, measure, readme, report, rows, shapes
+from benchmarks.fusion import FusionCase
 from benchmarks.inputs import photo_tokens
 from benchmarks.model import ModelCase
 from benchmarks.shapes import PHOTOS, SINGLE, VIT, WIDE, Case, Group
@@ -215,6 +217,46 @@ def test_flex_attention_is_the_same_attention() -> None:
         expected = problem.call(problem.function("eager"))(0)
         assert contestants.disagreement(group, problem.call(run)(0), expected) is None
     assert all("flex" in group.peers for group in shapes.groups("fused_cross_attention", "cuda", full=True))
+
+
+@pytest.mark.parametrize(
+    ("choice", "kind"), [(SDPBackend.FLASH_ATTENTION, "flash"), (SDPBackend.MATH, "math")], ids=str
+)
+@pytest.mark.parametrize("op", shapes.FUSION_OPS)
+def test_a_row_of_sdpa_names_the_kernel_that_ran(op: str, choice: SDPBackend, kind: str) -> None:
+    case = FusionCase(op, 1, 16, 16, 2, 16, hidden=16 * (op in shapes.COMPOSED_OPS[1:]))
+    group = Group(op, case, "fp32", "fwdbwd", ("eager", "sdpa"))
+    session = conftest.Session("cpu", full=False, budget=0.0)
+    with sdpa_kernel(choice):
+        samples = session._measure(group)
+    assert samples["sdpa"].kind == kind
+    assert samples["eager"].kind == samples["cpu"].kind == ""
+
+
+def test_rows_of_sdpa_are_one_peer_whatever_ran() -> None:
+    old = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, sdpa=2e-3)))
+    new = rows.parse(_document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=4e-3, sdpa_flash=1e-3)))
+    line = f"fused_tokenlearner {VIT} bf16 fwd cpu: 2.00x -> 1.00x (-50 %)"
+    assert compare.compare(old, new).faults == [line]
+    assert new.results[0].fastest_peer().backend == "sdpa_flash"
+    assert "sdpa_flash 1 ms" in report.speed_table(new.results)[-1]
+
+
+@pytest.mark.parametrize(
+    ("device", "tuned", "mode"),
+    [("cpu", True, "default"), ("cuda", False, "default"), ("cuda", True, "max-autotune-no-cudagraphs")],
+)
+def test_a_report_names_the_mode_of_torch_compile(device: str, tuned: bool, mode: str) -> None:
+    document = _document(_group(VIT, "bf16", "fwd", cpu=1e-3, eager=5e-3, compile=4e-3))
+    assert not [line for line in report.notes(rows.parse(document)) if "torch.compile" in line]
+    given = contestants.compile_mode(Group("fused_tokenlearner", VIT, "bf16", "fwd"), device, tuned)
+    document["benchmarks"][-1]["extra_info"]["compile_mode"] = given
+    run = rows.parse(document)
+    for text in (report.render(run, []), readme.section(run)):
+        assert f"torch.compile ran in mode {mode}." in text
+    assert (
+        contestants.compile_mode(Group("JAIR", ModelCase(64), "bf16", "fwdbwd"), device, tuned) == "default"
+    )
 
 
 def test_sweeps_reach_their_ends() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class Problem:
         activations = self.rotation[index % len(self.rotation)]
         tensors = {name: value for name, value in activations.items() if name != "dy"} | self.parameters
         wanted = self.group.direction == "fwdbwd"
-        return {name: value.requires_grad_(wanted) for name, value in tensors.items()}
+        return {name: t.requires_grad_(wanted and t.is_floating_point()) for name, t in tensors.items()}
 
     def gradient(self, index: int) -> torch.Tensor:
         """What arrives at the output in the backward."""
@@ -76,7 +77,8 @@ class Problem:
         def both(index: int) -> tuple[torch.Tensor, ...]:
             arguments = self.arguments(index)
             y = run(**arguments)
-            return (y, *torch.autograd.grad(y, list(arguments.values()), self.gradient(index)))
+            wanted = [tensor for tensor in arguments.values() if tensor.requires_grad]
+            return (y, *torch.autograd.grad(y, wanted, self.gradient(index)))
 
         return forward if self.group.direction == "fwd" else both
 
@@ -100,14 +102,11 @@ def compile_mode(group: Group, device: str, tuned: bool) -> str:
 
 
 def _function(op: str, backend: str, mode: str) -> Callable[..., torch.Tensor]:
-    if backend == "sdpa":
-        return fusion.peer(op, "sdpa")
-    reference: Callable[..., torch.Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
-    if backend == "eager":
-        return reference
+    if backend in ("eager", "sdpa"):
+        return fusion.peer(op, backend)
     if backend in COMPILED:
-        plain = reference if backend == "compile" else fusion.peer(op, backend)
-        return torch.compile(plain, fullgraph=True, dynamic=False, mode=mode)
+        compiled = functools.partial(torch.compile, fullgraph=True, dynamic=False, mode=mode)
+        return fusion.peer(op, COMPILED[backend], compiled)
     fused: Callable[..., torch.Tensor] = getattr(jair_kernels, op)
     return lambda **arguments: fused(**arguments, backend=backend)
 

@@ -36,7 +36,7 @@ COMPOSED = {
 @dataclass(frozen=True)
 class FusionCase:
     """Sizes: B samples, L queries, N keys, h heads (h_kv of the keys) of width d, hidden width M of an
-    MLP.
+    MLP; `masked`: with a key-padding mask.
     """
 
     op: str
@@ -48,11 +48,13 @@ class FusionCase:
     h_kv: int | None = None
     hidden: int = 0
     method: str = ""
+    masked: bool = False
 
     def __str__(self) -> str:
         heads = f"{self.h}" if self.h_kv is None else f"{self.h}({self.h_kv})"
         words = [f"{self.b}x{heads},{self.l}x{self.n},d{self.d}"]
         words += [f"m{self.hidden}"] * (self.hidden > 0) + [self.method] * bool(self.method)
+        words += ["masked"] * self.masked
         return ",".join(words)
 
     @property
@@ -69,7 +71,8 @@ class FusionCase:
     def tensors(self, dtype: torch.dtype, device: str, seed: int) -> dict[str, Tensor]:
         """All tensors of a call by name, and dy."""
         tokens = self.n if self.op == "fused_transformer_layer" else self.l
-        draw = Draw(self.op, self.b, tokens, self.n, self.d, self.h, self.h_kv, self.hidden or 1, seed=seed)
+        sizes = (self.b, tokens, self.n, self.d, self.h, self.h_kv, self.hidden or 1)
+        draw = Draw(self.op, *sizes, seed=seed, mask="some" if self.masked else None)
         sample = draw.sample(dtype, device)
         return {name: t for name, t in sample.tensors.items() if t is not None} | {"dy": sample.dy}
 
@@ -125,10 +128,18 @@ def attention_by_sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, enable_gqa=grouped)
 
 
-def attention_by_flex(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
-    """fused_cross_attention without masks by PyTorch's FlexAttention, which is meant to be compiled."""
+def attention_by_flex(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """fused_cross_attention without ranges by PyTorch's FlexAttention, which is meant to be compiled."""
     grouped = q.shape[1] != k.shape[1]
-    y: Tensor = flex_attention(q, k, v, scale=scale, enable_gqa=grouped)
+
+    def kept(score: Tensor, b: Tensor, h: Tensor, l: Tensor, n: Tensor) -> Tensor:
+        assert mask is not None
+        return torch.where(mask[b, n], score, -torch.inf)
+
+    by = None if mask is None else kept
+    y: Tensor = flex_attention(q, k, v, score_mod=by, scale=scale, enable_gqa=grouped)
     return y
 
 
@@ -160,16 +171,17 @@ def sdpa_inside(op: str) -> Iterator[None]:
         yield
 
 
-def peer(op: str, kind: str) -> Callable[..., Tensor]:
+def peer(op: str, kind: str, prepare: Callable[[Any], Any] = lambda plain: plain) -> Callable[..., Tensor]:
     """The plain expression with attention as matmul and softmax ("eager") or as PyTorch's own ("sdpa"); of
-    attention alone also FlexAttention ("flex").
+    attention alone also FlexAttention ("flex"). `prepare`, say torch.compile, gets what is called inside.
     """
+    reference: Callable[..., Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
+    if op == "fused_cross_attention" and kind != "eager":
+        plain: Callable[..., Tensor] = prepare(attention_by_flex if kind == "flex" else attention_by_sdpa)
+        return plain
+    plain = prepare(reference)
     if kind == "eager":
-        reference: Callable[..., Tensor] = getattr(jair_kernels.reference, op.removeprefix("fused_"))
-        return reference
-    if op == "fused_cross_attention":
-        return attention_by_flex if kind == "flex" else attention_by_sdpa
-    plain = peer(op, "eager")
+        return plain
 
     def run(**named: Any) -> Tensor:
         with sdpa_inside(op):

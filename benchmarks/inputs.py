@@ -9,7 +9,7 @@ from benchmarks.shapes import Case
 
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SIDE, _PATCH = 224, 16
-_CHANGING = ("q", "k", "v", "x", "t", "f", "dy")  # of the attention and fusion ops
+_CHANGING = ("q", "k", "v", "x", "t", "f", "mask", "dy")  # of the attention and fusion ops
 
 
 def photo_tokens(images: int) -> torch.Tensor:

@@ -121,13 +121,14 @@ def machine_line(run: Run) -> str:
 
 
 _METHOD = """\
-Medians; the contestants of a row take turns call by call on the same inputs. The speed-up is over the faster
-of eager PyTorch (the reference in the same dtype) and torch.compile of it; "tie": the middle halves of the
-two samples overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below,
-measured in the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside
-inputs and parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels
-also keep a working memory for each thread, which it does not see. On a GPU times are the device's, launches
-hidden; host: what a call's own code takes there, which small calls wait for.
+Medians; the contestants of a row take turns call by call on the same inputs. The speed-up is over the fastest
+of eager PyTorch (the reference in the same dtype), torch.compile of it, and where there is attention the same
+two with PyTorch's own attention inside (sdpa, compile_sdpa); "tie": the middle halves of the two samples
+overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below, measured in
+the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside inputs and
+parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels also keep
+a working memory for each thread, which it does not see. On a GPU times are the device's, launches hidden;
+host: what a call's own code takes there, which small calls wait for.
 JAIR has random weights and looks at photographs."""
 
 

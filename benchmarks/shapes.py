@@ -13,8 +13,9 @@ DTYPES = ("bf16", "fp16", "fp32")
 DIRECTIONS = ("fwd", "fwdbwd")
 OURS = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 PEERS = ("eager", "compile")
-FUSION_PEERS = ("eager", "sdpa", "compile")  # attention as matmul and softmax, as PyTorch's own, compiled
-COMPILED = ("compile", "flex")  # peers by torch.compile: the definition, and FlexAttention
+# Attention as matmul and softmax, as PyTorch's own, and torch.compile of either.
+FUSION_PEERS = ("eager", "sdpa", "compile", "compile_sdpa")
+COMPILED = {"compile": "eager", "compile_sdpa": "sdpa", "flex": "flex"}  # peers by torch.compile, and of what
 POOLING_OPS = ("fused_tokenlearner", "fused_token_pool", "fused_tokenfuser")
 OPS = (*POOLING_OPS, *FUSION_OPS, *MODEL_OPS)
 COMPOSED_OPS = FUSION_OPS[1:]  # most of whose work is PyTorch's matrix products
@@ -72,6 +73,7 @@ PHOTOS = Case(16, 196, 768, 64, 8, "photos")
 # Shapes of real models: queries to image tokens, within a layer of 64, a resampler over a large image
 # (grouped heads).
 TO_IMAGE = FusionCase("fused_cross_attention", 8, 64, 196, 12, 64)
+PADDED = replace(TO_IMAGE, masked=True)
 SHORT = FusionCase("fused_cross_attention", 8, 64, 64, 12, 64)
 TO_MANY = FusionCase("fused_cross_attention", 1, 64, 4964, 16, 96, 4)
 RESAMPLE = FusionCase("fused_latent_resample", 8, 16, 196, 12, 64)
@@ -80,6 +82,7 @@ LAYER = FusionCase("fused_transformer_layer", 8, 128, 128, 12, 64, hidden=2048)
 _FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
     (TO_IMAGE, "bf16"),
     (TO_IMAGE, "fp32"),
+    (PADDED, "bf16"),
     (SHORT, "bf16"),
     (TO_MANY, "bf16"),
     (RESAMPLE, "bf16"),
@@ -127,6 +130,7 @@ _GPU_FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     ),
     (replace(RESAMPLE, b=16), "bf16"),
     (replace(FUSE, b=16), "bf16"),
+    (replace(PADDED, b=256), "bf16"),
     (replace(RESAMPLE, b=256), "fp16"),
     (replace(LAYER, b=64), "fp32"),
 )

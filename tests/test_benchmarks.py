@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import jair_kernels
@@ -210,7 +211,10 @@ def test_a_model_is_measured_with_its_parts_alike() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_the_same_attention() -> None:
-    for case in (replace(shapes.TO_IMAGE, b=2), replace(shapes.TO_MANY, n=100)):
+    for case in (
+        *(replace(c, b=2) for c in (shapes.TO_IMAGE, shapes.PADDED)),
+        replace(shapes.TO_MANY, n=100),
+    ):
         group = Group(case.op, case, "fp32", "fwd")  # on a CPU it has no backward
         problem = contestants.problem_of(group, "cpu", 0)
         run = fusion.packed(case.op, case, fusion.peer(case.op, "flex"))
@@ -231,6 +235,52 @@ def test_a_row_of_sdpa_names_the_kernel_that_ran(op: str, choice: SDPBackend, ki
         samples = session._measure(group)
     assert samples["sdpa"].kind == kind
     assert samples["eager"].kind == samples["cpu"].kind == ""
+
+
+@pytest.mark.parametrize("op", shapes.FUSION_OPS)
+def test_either_form_of_attention_is_compiled(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns, as when they are timed: neither gets the other's graph."""
+    compile_, graphs = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        def run(*given: torch.Tensor) -> Any:
+            graphs.append({node.target for node in graph.graph.nodes})
+            return graph(*given)
+
+        return run
+
+    def compiled(plain: Any, *, fullgraph: bool, dynamic: bool, mode: str) -> Any:
+        return compile_(plain, fullgraph=fullgraph, dynamic=dynamic, backend=backend)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compiled)
+    case = FusionCase(op, 1, 16, 16, 2, 16, hidden=16 * (op in shapes.COMPOSED_OPS[1:]))
+    group = next(g for g in shapes.groups(op, "cpu", full=False) if g.direction == "fwdbwd")
+    problem = contestants.problem_of(replace(group, case=case, dtype="fp32"), "cpu", 0)
+    calls = {name: problem.call(problem.function(name)) for name in group.peers if name in shapes.COMPILED}
+    expected = problem.call(problem.function("eager"))(0)
+    for name in (*calls, *calls):
+        assert contestants.disagreement(problem.group, calls[name](0), expected) is None
+        assert (F.scaled_dot_product_attention in graphs[-1]) == (name == "compile_sdpa")
+    assert list(calls) == ["compile", "compile_sdpa"]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "compile_sdpa", "cpu"])
+def test_a_masked_row_has_a_name_and_a_mask_of_its_own(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda plain, **options: plain)
+    assert str(shapes.PADDED) == f"{shapes.TO_IMAGE},masked"
+    assert ("fused_cross_attention", str(shapes.PADDED), "bf16") not in shapes.TARGETS
+    for case, masked in ((shapes.TO_IMAGE, False), (shapes.PADDED, True)):
+        small = replace(case, b=1, l=5, n=9, h=2)
+        problem = contestants.problem_of(Group(case.op, small, "fp32", "fwdbwd"), "cpu", 0)
+        assert ("mask" in problem.arguments(0)) == masked
+        if backend == "cpu" and jair_kernels.why_not(case.op, backend):
+            pytest.skip("the library is not built")
+        y, *grads = problem.call(problem.function(backend))(0)
+        expected = problem.call(problem.function("eager"))(0)
+        assert contestants.disagreement(problem.group, (y, *grads), expected) is None
+        rows_of_k = grads[1].abs().sum((0, 1, 3))
+        assert bool((rows_of_k == 0).any()) == masked
 
 
 def test_rows_of_sdpa_are_one_peer_whatever_ran() -> None:

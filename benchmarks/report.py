@@ -90,7 +90,7 @@ def cost_table(results: list[Result]) -> list[str]:
 
 
 def sweep_table(results: list[Result]) -> list[str]:
-    """Tokens per second of the rows that were measured without all peers."""
+    """Time and tokens per second of the rows that were measured without all peers."""
     lines = []
     for result in results:
         for timing in (*result.ours, *result.peers):
@@ -160,7 +160,7 @@ def render(run: Run, images: list[str]) -> str:
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[1:]]
     parts += [["## Work and memory"], *_by_op(cost_table, compared), ["## Ceilings"], _ceilings(run)]
     if sweep:
-        parts += [["## Points of the plots, without torch.compile"], *_by_op(sweep_table, sweep)]
+        parts += [["## Curves, without torch.compile"], *_by_op(sweep_table, sweep)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 

@@ -91,17 +91,33 @@ _FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
     (LAYER, "bf16"),
     (LAYER, "fp32"),
 )
+# OpenFlamingo's, Idefics-9b's, the Q-Former's and Perceiver-VL's attention: L, N, h, d.
+_OF_MODELS = ((64, 320, 8, 64), (64, 321, 16, 96), (32, 257, 12, 64), (128, 185, 12, 64))
 _FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     (SHORT, "fp32"),
     (TO_MANY, "fp32"),
     (FUSE, "fp32"),
     (LAYER, "fp16"),
     *(
-        (FusionCase("fused_latent_resample", 8, l, 196, 12, 64, method=method), "fp32")
-        for l in (8, 16, 32, 64, 128)
-        for method in ("projected", "absorbed")
+        (FusionCase("fused_cross_attention", 8, *sizes), dtype)
+        for sizes in _OF_MODELS
+        for dtype in ("bf16", "fp32")
     ),
 )
+
+
+def _methods(*latents: int) -> list[FusionCase]:
+    """Resampling to these numbers of latents, projected and absorbed."""
+    methods = ("projected", "absorbed")
+    return [
+        FusionCase("fused_latent_resample", 8, l, 196, 12, 64, method=m) for l in latents for m in methods
+    ]
+
+
+# Which method takes less time changes with the number of latents. Both are ours, and eager PyTorch is peer
+# enough; --full has all.
+_CROSSING = [(case, dtype) for case in _methods(16, 128) for dtype in ("fp32", "bf16")]
+_CROSSING_MORE = [(case, "fp32") for case in _methods(8, 32, 64)]
 
 # On a GPU the batch is what fills it; the single image stays.
 _GPU_FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
@@ -113,17 +129,14 @@ _GPU_FUSION_TABLE: tuple[tuple[FusionCase, str], ...] = (
     (replace(FUSE, b=256), "bf16"),
     (replace(LAYER, b=64), "bf16"),
 )
-# JAIR's, Flamingo's, the Q-Former's and Perceiver-VL's attention; Idefics2's with its grouped heads.
+# JAIR's attention, that of the models above, Idefics2's with its grouped heads.
 _GPU_FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
     *(
         (FusionCase("fused_cross_attention", b, *sizes), "bf16")
         for sizes in (
             (64, 196, 12, 64),
             (64, 64, 12, 64),
-            (64, 320, 8, 64),
-            (64, 321, 16, 96),
-            (32, 257, 12, 64),
-            (128, 185, 12, 64),
+            *_OF_MODELS,
             (64, 4964, 16, 96, 4),
         )
         for b in (1, 16, 256)
@@ -255,9 +268,13 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
         table, more = ([row for row in rows if row[0].op == op] for rows in _FUSION[device])
         rest = [row for row in more if row not in table]
         flex = ("flex",) if (op, device) == ("fused_cross_attention", "cuda") else ()
+        crossing = op == "fused_latent_resample" and device == "cpu"
+        few = FUSION_PEERS if full else FUSION_PEERS[:1]
+        parts = [(False, FUSION_PEERS + flex, table), (True, FUSION_PEERS + flex, rest)]
+        parts += [(False, few, _CROSSING), (True, few, _CROSSING_MORE)] if crossing else []
         return [
-            Group(op, c, dtype, way, (*FUSION_PEERS, *flex), late)
-            for late, rows in ((False, table), (True, rest))
+            Group(op, c, dtype, way, peers, late)
+            for late, peers, rows in parts
             for c, dtype in rows
             for way in DIRECTIONS
         ]

@@ -316,6 +316,26 @@ def test_sweeps_reach_their_ends() -> None:
     assert {case.k for case in by_axis["k"]} == {1, 2, 4, 8, 16, 32, 64, 128}
 
 
+def test_quick_rows_show_where_the_methods_of_resampling_cross() -> None:
+    quick = [g for g in shapes.groups("fused_latent_resample", "cpu", full=False) if not g.full]
+    sizes = {(g.case.l, g.case.method) for g in quick if g.case.method and g.dtype == "fp32"}
+    assert sizes == {(l, method) for l in (16, 128) for method in ("projected", "absorbed")}
+    full = shapes.groups("fused_latent_resample", "cpu", full=True)
+    assert {g.case.l for g in full if g.case.method} == {8, 16, 32, 64, 128}
+    assert all(set(g.peers) == set(shapes.FUSION_PEERS) for g in full)
+    timings = {n: rows.Timing(n, 1, 1, 1, 3, {"tokens": 8 * 196}) for n in ("cpu", "eager")}
+    few = [rows.Result(*g.key, timings) for g in quick if g.case.method]
+    assert not any(result.complete for result in few)
+    assert len(report.sweep_table(few)) == 2 + 2 * 16
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_full_rows_have_the_attention_of_real_models(device: str) -> None:
+    cases = {str(group.case) for group in shapes.groups("fused_cross_attention", device, full=True)}
+    for sizes in ("8,64x320,d64", "16,64x321,d96", "12,32x257,d64", "12,128x185,d64"):
+        assert any(case.split("x", 1)[1] == sizes for case in cases)
+
+
 def test_photo_tokens_are_patches() -> None:
     datasets = pytest.importorskip(
         "sklearn.datasets", reason="scikit-learn, which ships the photographs, is missing"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import jair_kernels
-from benchmarks import ceilings, contestants, fusion, machine, measure, rows, shapes
+from benchmarks import ceilings, contestants, fusion, machine, measure, model, rows, shapes
 from benchmarks.shapes import Group
 from jair_kernels.testing import required
 
@@ -34,6 +34,7 @@ class Sample:
     saved_bytes: int = 0
     peak_bytes: int = 0
     host_seconds: float | None = None  # on a GPU
+    largest_batch: int | None = None
 
 
 class Session:
@@ -62,6 +63,22 @@ class Session:
         torch._dynamo.reset()  # or the shapes seen so far become dynamic, and the peer slower
         working_set = ceilings.working_set(self.device)
         problem = contestants.problem_of(group, self.device, working_set, tuned=self.full)
+        samples, calls = self._tried(group, problem)
+        timed = measure.take_turns(calls, self.device, self.budget, latency=group.latency)
+        for backend, seconds in timed.items():
+            samples[backend].seconds = seconds
+            if self.device == "cuda":
+                samples[backend].host_seconds = measure.host_seconds(calls[backend])
+        if group.finds_batch and isinstance(problem, model.Problem):
+            # torch.compile would compile anew for every batch.
+            for backend in calls.keys() - shapes.COMPILED.keys():
+                samples[backend].largest_batch = problem.largest_batch(backend)
+        return samples
+
+    def _tried(
+        self, group: Group, problem: contestants.AnyProblem
+    ) -> tuple[dict[str, Sample], dict[str, measure.Call]]:
+        """Every contestant after one call, and the calls of those that agree with eager PyTorch."""
         samples: dict[str, Sample] = {}
         calls: dict[str, measure.Call] = {}
         expected: tuple[torch.Tensor, ...] | None = None
@@ -93,11 +110,7 @@ class Session:
                     run, problem.arguments(0), problem.parameters.values()
                 )
             calls[backend] = call
-        for backend, seconds in measure.take_turns(calls, self.device, self.budget).items():
-            samples[backend].seconds = seconds
-            if self.device == "cuda":
-                samples[backend].host_seconds = measure.host_seconds(calls[backend])
-        return samples
+        return samples, calls
 
     def _why_not(self, group: Group, problem: contestants.AnyProblem, backend: str) -> str | None:
         isa = machine.cpu_isa()
@@ -205,8 +218,9 @@ def record(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Group, s
             benchmark.extra_info["compile_mode"] = contestants.compile_mode(
                 group, session.device, session.full
             )
-        if sample.host_seconds is not None:
-            benchmark.extra_info["host_seconds"] = sample.host_seconds
+        for name in ("host_seconds", "largest_batch"):
+            if getattr(sample, name) is not None:
+                benchmark.extra_info[name] = getattr(sample, name)
         session.recorded += 1
         CLOCK.load(sample.seconds)
         benchmark.pedantic(CLOCK.replay, rounds=len(sample.seconds))

@@ -49,6 +49,15 @@ def _cpu_seconds(call: Call, index: int) -> float:
     return time.perf_counter() - start
 
 
+def _wall_seconds(call: Call, index: int) -> float:
+    """From the call to the end of its last kernel, launches and waiting for them included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call(index)
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 class _CudaSeconds:
     """Device time of a call: the queue is kept busy before it, so launches of no contestant are seen."""
 
@@ -82,13 +91,17 @@ def host_seconds(call: Call) -> float:
     return min(spent)
 
 
-def take_turns(calls: dict[str, Call], device: str, budget: float) -> dict[str, list[float]]:
-    """Seconds of every call; the contestants alternate call by call, for about `budget` seconds in all.
+def take_turns(
+    calls: dict[str, Call], device: str, budget: float, *, latency: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every call; the contestants alternate call by call, for about `budget` seconds in all. On
+    a GPU they are the device's, or with `latency` those of the wall clock.
 
     Every call has run before, when its result was compared. One that takes longer than the budget needs no
     more to be warm; others are called a few times more.
     """
-    seconds = _CudaSeconds() if device == "cuda" else _cpu_seconds
+    on_gpu = _wall_seconds if latency else _CudaSeconds()
+    seconds = on_gpu if device == "cuda" else _cpu_seconds
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -162,3 +175,28 @@ def peak_bytes(call: Call, device: str) -> int:
         current += event["args"]["Bytes"]
         peak = max(peak, current)
     return peak
+
+
+def largest_batch(step: Callable[[int], object], most: int = 8192) -> int:
+    """The largest batch, of at most `most`, at which a step fits into the GPU's memory: it doubles, then
+    bisects.
+    """
+
+    def fits(batch: int) -> bool:
+        enough = True
+        try:
+            step(batch)
+        except torch.cuda.OutOfMemoryError:
+            enough = False
+        gc.collect()
+        torch.cuda.empty_cache()  # or blocks cut for this batch are in the way of the next
+        return enough
+
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

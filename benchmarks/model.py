@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmarks import fusion
+from benchmarks import fusion, measure
 from jair_kernels import use_backend
 
 Tensor = torch.Tensor
@@ -134,6 +134,15 @@ class Problem:
             return (loss, *torch.autograd.grad(loss, list(self.model.parameters())))
 
         return both if self.training else forward
+
+    def largest_batch(self, backend: str) -> int:
+        """Samples of the largest call that fits into the GPU's memory, computed by this contestant."""
+
+        def step(batch: int) -> None:
+            problem = replace(self, case=replace(self.case, b=batch))
+            problem.call(problem.function(backend))(0)
+
+        return measure.largest_batch(step)
 
     def arguments(self, index: int) -> dict[str, Tensor]:
         """The same for every call."""

@@ -89,6 +89,16 @@ def cost_table(results: list[Result]) -> list[str]:
     return _table(header, lines, 4)
 
 
+def batch_table(results: list[Result]) -> list[str]:
+    """The largest batch that fits into the GPU's memory, of every contestant for which it was looked for."""
+    lines = []
+    for result in results:
+        for timing in (*result.ours, *result.peers):
+            if "largest_batch" in timing.counts:
+                lines.append([*_names(result, timing), str(timing.counts["largest_batch"])])
+    return _table(["case", "dtype", "pass", "backend", "largest batch"], lines, 4) if lines else []
+
+
 def sweep_table(results: list[Result]) -> list[str]:
     """Time and tokens per second of the rows that were measured without all peers."""
     lines = []
@@ -127,8 +137,9 @@ two with PyTorch's own attention inside (sdpa, compile_sdpa); "tie": the middle 
 overlap. Bytes are the least that must cross memory. "Of ceiling": the time that the rates below, measured in
 the same run, allow, over the time taken. Saved: what autograd keeps for the backward beside inputs and
 parameters. Peak: the most that PyTorch's allocator gave out at once during a call; our CPU kernels also keep
-a working memory for each thread, which it does not see. On a GPU times are the device's, launches hidden;
-host: what a call's own code takes there, which small calls wait for.
+a working memory for each thread, which it does not see. On a GPU times are the device's, launches hidden, but
+those of JAIR.generate, for which somebody waits, are the wall clock's; host: what a call's own code takes
+there, which small calls wait for.
 JAIR has random weights and looks at photographs."""
 
 
@@ -159,6 +170,8 @@ def render(run: Run, images: list[str]) -> str:
     parts += [["## Speed"], *_by_op(speed_table, compared)]
     parts += [[f"![{_CAPTIONS[name]}]({name})"] for name in images[1:]]
     parts += [["## Work and memory"], *_by_op(cost_table, compared), ["## Ceilings"], _ceilings(run)]
+    batches = batch_table(run.results)
+    parts += [["## The largest batch that fits", "", *batches]] if batches else []
     if sweep:
         parts += [["## Curves, without torch.compile"], *_by_op(sweep_table, sweep)]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shapes import DIRECTIONS, OPS, OURS, TARGETS, peers_of
+from benchmarks.goals import TARGETS
+from benchmarks.shapes import DIRECTIONS, OPS, OURS, peers_of
 
 RESULTS = Path(__file__).parent / "results"
 NEW = RESULTS / "new" / "benchmarks.json"
@@ -69,9 +70,9 @@ class Result:
         return "faster" if timing.median < peer.median else "slower"
 
     def target(self) -> float | None:
-        if not set(self.timings) & set(OURS["cpu"]):
-            return None
-        pair = TARGETS.get((self.op, self.case, self.dtype))
+        """The speed-up aimed at on the device that ours ran on."""
+        goals = (TARGETS[device] for device, ours in OURS.items() if not self.timings.keys().isdisjoint(ours))
+        pair = next(goals, {}).get((self.op, self.case, self.dtype))
         return pair and pair[DIRECTIONS.index(self.direction)]
 
 

@@ -1,4 +1,4 @@
-"""What is measured: cases, dtypes, directions, and the speed-ups aimed at."""
+"""What is measured: cases, dtypes, directions, peers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """One measurement: what its contestants, ours and peers, do in turns on the same inputs."""
+    """One measurement: what its contestants, ours and peers, do in turns on the same inputs; `finds_batch`:
+    and by itself each with the largest batch that fits.
+    """
 
     op: str
     case: Case | FusionCase | ModelCase
@@ -55,6 +57,12 @@ class Group:
     direction: str
     peers: tuple[str, ...] = PEERS
     full: bool = False
+    finds_batch: bool = False
+
+    @property
+    def latency(self) -> bool:
+        """Whether somebody waits for one call: then launches on a GPU are part of its time."""
+        return self.op == "JAIR.generate"
 
     def __str__(self) -> str:
         return " ".join(self.key)
@@ -149,7 +157,7 @@ _GPU_FUSION_MORE: tuple[tuple[FusionCase, str], ...] = (
 )
 _FUSION = {"cpu": (_FUSION_TABLE, _FUSION_MORE), "cuda": (_GPU_FUSION_TABLE, _GPU_FUSION_MORE)}
 
-STEP = ModelCase(8)
+STEP, GPU_STEP = ModelCase(8), ModelCase(64)
 ANSWER = ModelCase(1)
 # Of "JAIR" a training step, of "JAIR.generate" an answer: case, dtype, whether it is slow.
 _MODEL_ROWS = {
@@ -162,7 +170,7 @@ _MODEL_ROWS = {
         (ModelCase(2, fusion="concat", image_size=448), "bf16", True),
     ),
     ("JAIR", "cuda"): (
-        (ModelCase(64), "bf16", False),
+        (GPU_STEP, "bf16", False),
         (ModelCase(64, fusion="concat"), "bf16", True),
         *(
             (ModelCase(64, fusion=fusion, image_size=size), "bf16", True)
@@ -179,35 +187,6 @@ _MODEL_ROWS = {
         for device in ("cpu", "cuda")
     },
 }
-
-# Speed-ups aimed at on a CPU with AMX, (forward, forward + backward).
-_POOLING_TARGETS = {
-    (str(VIT), "bf16"): (4.2, 3.8),
-    (str(VIT), "fp32"): (2.1, 1.9),
-    (str(PHOTOS), "bf16"): (4.2, 3.8),
-    (str(PHOTOS), "fp32"): (2.1, 1.9),
-    (str(WIDE), "bf16"): (4.2, 4.2),
-    (str(WIDE), "fp32"): (3.0, 2.0),
-    (str(SINGLE), "bf16"): (3.8, 3.2),
-}
-_FUSION_TARGETS = {
-    (TO_IMAGE, "bf16"): (3.0, 2.8),
-    (TO_IMAGE, "fp32"): (1.4, 1.4),
-    (SHORT, "bf16"): (1.8, 1.9),
-    (TO_MANY, "bf16"): (1.8, 2.2),
-    (RESAMPLE, "bf16"): (2.2, 1.6),
-    (RESAMPLE, "fp32"): (2.4, 1.6),
-    (FUSE, "bf16"): (1.1, 1.3),
-    (LAYER, "bf16"): (1.1, 1.2),
-    (LAYER, "fp32"): (1.0, 1.0),
-}
-TARGETS: dict[tuple[str, str, str], tuple[float | None, float | None]] = {
-    ("JAIR", str(STEP), "bf16"): (None, 1.15),
-    ("JAIR.generate", str(ANSWER), "bf16"): (1.0, None),
-    ("JAIR.generate", str(ANSWER), "fp32"): (1.0, None),
-}
-TARGETS |= {("fused_tokenlearner", *key): pair for key, pair in _POOLING_TARGETS.items()}
-TARGETS |= {(case.op, str(case), dtype): pair for (case, dtype), pair in _FUSION_TARGETS.items()}
 
 _Rows = tuple[tuple[Case, str], ...]
 _CPU_TABLE: _Rows = ((VIT, "bf16"), (VIT, "fp32"), (WIDE, "bf16"), (WIDE, "fp32"), (SINGLE, "bf16"))
@@ -261,9 +240,12 @@ def groups(op: str, device: str, full: bool) -> list[Group]:
     """Measurements of an op; with `full` also those that do not fit into ten minutes on two cores."""
     if op in MODEL_OPS:
         way = "fwdbwd" if op == "JAIR" else "fwd"
-        with_compile = full and device == "cuda" and op == "JAIR"  # of the whole model it takes minutes
-        peers = (*MODEL_PEERS, "compile") if with_compile else MODEL_PEERS
-        return [Group(op, c, dtype, way, peers, late) for c, dtype, late in _MODEL_ROWS[op, device]]
+        for_minutes = full and device == "cuda" and op == "JAIR"  # to compile the model, to find a batch
+        peers = (*MODEL_PEERS, "compile") if for_minutes else MODEL_PEERS
+        return [
+            Group(op, c, dtype, way, peers, late, for_minutes and c.image_size == 224)
+            for c, dtype, late in _MODEL_ROWS[op, device]
+        ]
     if op in FUSION_OPS:
         table, more = ([row for row in rows if row[0].op == op] for rows in _FUSION[device])
         rest = [row for row in more if row not in table]

@@ -77,6 +77,13 @@ def test_make_targets_exist() -> None:
     assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text().replace("<op>", "token_pool")
+    named = re.findall(r"`([a-z_]+/[\w/.]+\.[a-z]+)`", text)
+    assert {"csrc/cpu/token_pool_params.h", "tests/op_samples.py", "benchmarks/contestants.py"} <= set(named)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ")]
 

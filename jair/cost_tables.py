@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jair import cost
-from jair.config import JAIRConfig
+from jair.config import PRESETS, JAIRConfig
 from jair.memory import Memory, memories
 
 
@@ -25,8 +25,9 @@ class Row:
     preset: str | None = None  # in place of the table's
 
 
+OURS = {"fusion": "joint_adaptive"}
 FUSIONS = {
-    "ours": {"fusion": "joint_adaptive"},
+    "ours": OURS,
     "concat": {"fusion": "concat"},
     "cross_attention": {"fusion": "cross_attention"},
     "perceiver": {"fusion": "perceiver"},
@@ -35,17 +36,19 @@ FUSIONS = {
 _PAPER = {"ours": 38.9, "concat": 58.4, "perceiver": 40.3, "cotokenization": 43.8}
 IMAGE_SIZES = (224, 384, 448)
 
+# A row sets all that its label names, also what is the default, since a user's changes are to the rest. What
+# belongs to one fusion is varied in that.
 TABLES: dict[str, list[Row]] = {
     "Fusion": [
         *(Row(name, changes, _PAPER.get(name)) for name, changes in FUSIONS.items()),
-        Row("ours, stream text", {"stream": "text"}),
+        Row("ours, stream text", {**OURS, "stream": "text"}),
     ],
     "Iterations": [
-        Row(str(count), {"iterations": count}, figure)
+        Row(str(count), {**OURS, "iterations": count}, figure)
         for count, figure in ((1, 34.2), (2, 35.5), (4, 38.9), (8, 42.5))
     ],
     "Tokens of each modality": [
-        Row(str(count), {"num_latents": count}, figure)
+        Row(str(count), {**OURS, "num_latents": count}, figure)
         for count, figure in ((16, 18.5), (32, 28.4), (64, 38.9), (128, 72.9))
     ],
     "Layers of the stack": [
@@ -53,9 +56,8 @@ TABLES: dict[str, list[Row]] = {
         for count, figure in ((8, 22.4), (16, 30.5), (32, 38.9))
     ],
     "Resampler of the image": [
-        Row("latent", {}, 38.9),
-        Row("spatial", {"resampler": "spatial"}, 42.5),
-        Row("tokenlearner", {"resampler": "tokenlearner"}),
+        Row(name, {**OURS, "resampler": name}, figure)
+        for name, figure in (("latent", 38.9), ("spatial", 42.5), ("tokenlearner", None))
     ],
     "Image size": [
         Row(f"{name}, {size} px", {"image_size": size, **changes}, _PAPER.get(name) if size == 224 else None)
@@ -116,34 +118,38 @@ def count(
     """Every row of every table.
 
     Args:
-        preset: the model that is varied. changes: to it, by field name. text_length: as in `jair.cost.macs`.
+        preset: the model that is varied. changes: to it, by field name; a row keeps what its label names.
+        text_length: as in `jair.cost.macs`.
         memory_of: tables with saved and peak bytes too, which takes minutes for all of them, on as many
             processes as there are cores. They import the program anew: a script needs its
             ``if __name__ == "__main__"``.
         progress: wraps an iterable of a known length, to show how far it is.
 
-    The paper's figures stand beside the preset "base" without changes only.
+    The paper's figures stand beside the preset "base" without changes only. Rows of another preset that does
+    not take the changes are left out.
 
     Raises:
         TypeError, ValueError: a preset, field or length that does not fit, by name.
     """
     given = dict(changes or {})
     longest = JAIRConfig.preset(preset, **given).max_text_length
-    # A T5 has one width: other presets, which have another, do not stand beside it.
-    others = preset == "base" and given.get("text_encoder", "transformer") == "transformer"
-    models = {
-        (table, row.label): (
-            JAIRConfig.preset(row.preset or preset, **{**given, **row.changes}),
-            row.text_length or text_length,
-        )
-        for table, rows in TABLES.items()
-        for row in rows
-        if (row.preset is None or others) and (row.text_length or 0) <= longest
-    }
-    distinct = list({_key(model): model for model in models.values()}.values())
+    models: dict[tuple[str, str], Model] = {}
+    operations: dict[str, tuple[int, int]] = {}
+    for table, rows in TABLES.items():
+        for row in rows:
+            if (row.text_length or 0) > longest or (row.preset is not None and preset != "base"):
+                continue
+            try:
+                model = _model(row, preset, given, text_length)
+                if _key(model) not in operations:
+                    operations[_key(model)] = _operations(*model)
+            except ValueError:
+                if row.preset in (None, preset):
+                    raise
+                continue  # what fits one preset need not fit another: a T5 has one width
+            models[table, row.label] = model
     weighed = {_key(model): model for (table, _), model in models.items() if table in memory_of}
     needs = dict(zip(weighed, progress(_memories(list(weighed.values())), len(weighed)), strict=True))
-    operations = {_key(model): _operations(*model) for model in distinct}
     published = preset == "base" and not given and text_length is None
     found = []
     for (table, label), model in models.items():
@@ -160,6 +166,12 @@ def count(
             )
         )
     return found
+
+
+def _model(row: Row, preset: str, given: Mapping[str, Any], text_length: int | None) -> Model:
+    """A row's model: given changes to a preset, but for what its label names, another preset's sizes too."""
+    named = {**(PRESETS[row.preset] if row.preset else {}), **row.changes}
+    return JAIRConfig.preset(preset, **{**given, **named}), row.text_length or text_length
 
 
 def _key(model: Model) -> str:

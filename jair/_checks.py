@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import is_fake
 
 from jair_kernels import _checks as check
+
+LARGEST = 2**20  # size: three of them multiplied, in bytes, are still addresses
+# Sizes of each kind. transformers takes any number, and fails where it is used.
+ENCODER_SIZES: dict[str, tuple[str, ...]] = {
+    "resnet": ("embedding_size", "hidden_sizes", "depths"),
+    "vit": (
+        "image_size",
+        "patch_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    ),
+    "t5": ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+}
+STAGES = ("hidden_sizes", "depths")  # lists, with a size for each
 
 
 def whole_numbers(least: int = 1, /, **values: object) -> tuple[int, ...]:
@@ -19,6 +36,19 @@ def whole_numbers(least: int = 1, /, **values: object) -> tuple[int, ...]:
             raise ValueError(f"{name}: expected an int >= {least}, got {number}")
         numbers.append(number)
     return tuple(numbers)
+
+
+def encoder_sizes(field: str, settings: Any) -> None:
+    """Of a ResNet, ViT or T5, by transformers' settings."""
+    for name in ENCODER_SIZES[settings.model_type]:
+        got = getattr(settings, name)
+        sizes = got if name in STAGES and isinstance(got, (list, tuple)) else [got]
+        if not sizes or not all(type(size) is int and 1 <= size <= LARGEST for size in sizes):
+            wanted = "ints" if name in STAGES else "an int"
+            raise ValueError(f"{field}: expected {name} to be {wanted} from 1 to {LARGEST}, got {got!r}")
+    stages = [len(getattr(settings, name)) for name in STAGES if name in ENCODER_SIZES[settings.model_type]]
+    if len(set(stages)) > 1:
+        raise ValueError(f"{field}: expected a depth for each of {stages[0]} hidden_sizes, got {stages[1]}")
 
 
 def finite(name: str, value: object) -> None:

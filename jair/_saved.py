@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from jair.config import SIZES, JAIRConfig
-from jair.encoders import optional_import
+from jair.encoders import optional_import, with_settings
 
 Tensor = torch.Tensor
+Model = TypeVar("Model")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in which a model runs
 
 
 def read_config(folder: Path) -> JAIRConfig:
@@ -23,15 +27,31 @@ def read_config(folder: Path) -> JAIRConfig:
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected JSON, got what is none ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a JSON object, got {type(values).__name__}")
     missing = [name for name in (*SIZES, "num_layers") if name not in values]
     if missing:
         raise ValueError(f"{file}: expected every size, got no {', '.join(missing)}")
-    try:
+    with _told_of(file):
         return JAIRConfig.from_dict(values)
+
+
+def read_empty(folder: Path, model_class: Callable[[JAIRConfig], Model]) -> Model:
+    """The model that the folder's config.json describes, on "meta": without values.
+
+    Errors as in `read_config`, also of settings that make no encoder.
+    """
+    config = read_config(folder)
+    with _told_of(folder / "config.json"), torch.device("meta"):
+        return model_class(with_settings(config))  # else a checkpoint's weights would be read
+
+
+@contextmanager
+def _told_of(file: Path) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -67,5 +87,13 @@ def _check_state(file: Path, state: dict[str, Tensor], expected: dict[str, Any])
             raise ValueError(
                 f"{file}: expected {name} of shape {list(expected[name].shape)}, got {list(value.shape)}"
             )
-        if value.is_floating_point() != expected[name].is_floating_point():
-            raise ValueError(f"{file}: expected {name} like {expected[name].dtype}, got {value.dtype}")
+    floating = {name: state[name].dtype for name, value in expected.items() if value.is_floating_point()}
+    first = next(iter(floating.values()))
+    for name, value in state.items():
+        if name not in floating and value.dtype != expected[name].dtype:
+            raise ValueError(f"{file}: expected {name} in {expected[name].dtype}, got {value.dtype}")
+        if name in floating and value.dtype not in DTYPES:
+            wanted = ", ".join(map(str, DTYPES))
+            raise ValueError(f"{file}: expected {name} in one of {wanted}, got {value.dtype}")
+        if name in floating and value.dtype != first:
+            raise ValueError(f"{file}: expected {name} in {first} like the others, got {value.dtype}")

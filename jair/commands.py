@@ -16,7 +16,7 @@ from rich.table import Table
 from jair import commands_eval, cost_report, cost_tables
 from jair import cost as costs
 from jair._files import check_file
-from jair._saved import read_config
+from jair._saved import read_empty
 from jair.config import JAIRConfig
 from jair.data import commands as data
 from jair.data.images import read_image
@@ -52,7 +52,7 @@ def parse_changes(changes: list[str] | None) -> dict[str, Any]:
             raise ValueError(f"--set: expected key=value, got {change!r}")
         try:
             values[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[key] = value  # a word
     return values
 
@@ -100,15 +100,14 @@ def describe(
 ) -> None:
     """Configuration, parameters and operations, part by part."""
     if checkpoint is None:
-        config = _config(preset or "base", changes)
+        config = with_settings(_config(preset or "base", changes))  # else weights would be read
+        with torch.device("meta"):
+            model = JAIR(config)
     elif preset is not None or changes:
         raise ValueError("CHECKPOINT: expected no --preset and no --set beside a saved model")
     else:
-        config = read_config(resolve(checkpoint))
-    config = with_settings(config)  # else weights would be read, which "meta" has no place for
-    with torch.device("meta"):
-        model = JAIR(config)
-    macs = costs.macs(config)
+        model = read_empty(resolve(checkpoint), JAIR)
+    macs = costs.macs(model.config)
     table = Table("part", "parameters (M)", "GMAC")
     for name, part in model.named_children():
         count = sum(parameter.numel() for parameter in part.parameters()) / 1e6
@@ -116,7 +115,7 @@ def describe(
         table.add_row(name, f"{count:.2f}", "" if gmac is None else f"{gmac / 1e9:.2f}")
     total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     table.add_row("all", f"{total:.2f}", f"{macs.total / 1e9:.2f}")
-    typer.echo(json.dumps(config.to_dict(), indent=2))
+    typer.echo(json.dumps(model.config.to_dict(), indent=2))
     Console().print(table)
 
 

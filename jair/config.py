@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jair._checks import whole_numbers
+from jair._checks import LARGEST, whole_numbers
 from jair_kernels import _checks as check
 
 if TYPE_CHECKING:
@@ -76,12 +76,15 @@ class JAIRConfig:
         for least, names in ((1, SIZES), (0, ("num_layers", "pad_token_id", "eos_token_id"))):
             values = whole_numbers(least, **{name: getattr(self, name) for name in names})
             for name, value in zip(names, values, strict=True):
+                if value > LARGEST:
+                    raise ValueError(f"{name}: expected at most {LARGEST}, got {value}")
                 object.__setattr__(self, name, value)  # an int: JSON refuses those of numpy
         for name, options in CHOICES.items():
             check.choice(name, getattr(self, name), options)
         check.divides("num_heads", self.num_heads, "dim", self.dim)
         check.head_width("num_heads", self.dim // self.num_heads)
         check.positive("eps", self.eps)
+        object.__setattr__(self, "eps", float(self.eps))
         check.flag("gradient_checkpointing", self.gradient_checkpointing)
         for name in ("pad_token_id", "eos_token_id"):
             if getattr(self, name) >= self.vocab_size:
@@ -96,6 +99,11 @@ class JAIRConfig:
             of_checkpoint = getattr(self, f"{name}_config")
             if not isinstance(of_checkpoint, (dict, type(None))):
                 raise TypeError(f"{name}_config: expected a dict or None, got {type(of_checkpoint).__name__}")
+        if self.text_encoder == "transformer" and self.text_encoder_config is not None:
+            raise ValueError(
+                "text_encoder_config: expected None for text_encoder = 'transformer', got settings: "
+                f"{', '.join(map(str, self.text_encoder_config)) or 'none'}"
+            )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:

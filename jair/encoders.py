@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from jair._checks import encoder_sizes
 from jair._parameters import GRID, POSITION, reset_linears, truncated_normal
 from jair.config import JAIRConfig
 from jair.fusion import transformer_layers
@@ -111,6 +112,7 @@ def _settings(field: str, values: dict[str, Any], kinds: tuple[str, ...]) -> Any
     unknown = sorted(set(values) - _known(settings))
     if unknown:
         raise ValueError(f"{field}: expected settings of a {kind}, got unknown ones: {', '.join(unknown)}")
+    encoder_sizes(field, settings)
     return settings
 
 
@@ -140,7 +142,14 @@ def _encoder(argument: str, settings: Any, checkpoint: str | None) -> Any:
     class_name, options = CLASSES[settings.model_type]
     encoder_class = getattr(optional_import("transformers"), class_name)
     if checkpoint is None:
-        return encoder_class(settings, **options)
+        try:
+            return encoder_class(settings, **options)
+        except Exception as error:  # of any class: what the settings say is looked up, divided, multiplied
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise ValueError(
+                f"{argument}_config: expected settings of a {settings.model_type}, got some that make none "
+                f"({reason})"
+            ) from error
     try:
         encoder, report = encoder_class.from_pretrained(
             checkpoint,

@@ -20,7 +20,7 @@ from jair._checks import device as check_device
 from jair._checks import finite, whole_numbers
 from jair._checks import words as check_words
 from jair._parameters import reset
-from jair._saved import read_config, read_weights
+from jair._saved import read_empty, read_weights
 from jair.baselines import FUSIONS
 from jair.config import JAIRConfig
 from jair.decoder import Decoder
@@ -287,9 +287,7 @@ class JAIR(nn.Module):
         check_device("device", device)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype: expected a floating torch.dtype or None, got {dtype!r}")
-        config = read_config(path)
-        with torch.device("meta"):
-            model = cls(config)
+        model = read_empty(path, cls)
         state = read_weights(path, str(device), model.state_dict())
         # Copied, since in the file they stand at odd addresses, where a product may round otherwise.
         model.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)

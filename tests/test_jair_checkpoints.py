@@ -177,11 +177,34 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path: Path) -> None:
     state = safetensors.load_file(file)
     state["embedding.weight"] = state["embedding.weight"].long()
     safetensors.save_file(state, file)
-    with pytest.raises(ValueError, match=r"expected embedding\.weight like torch\.float32, got torch\.int64"):
+    with pytest.raises(ValueError, match=r"expected embedding\.weight in one of .*, got torch\.int64"):
         JAIR.from_pretrained(tmp_path)
     for dtype in ("float32", torch.int8):
         with pytest.raises(TypeError, match=r"dtype: expected a floating torch\.dtype or None, got"):
             JAIR.from_pretrained(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("change", ["one in another dtype", "none computes in it", "a count"])
+def test_weights_in_dtypes_that_no_model_has_are_refused(change: str, tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = safetensors.load_file(file)
+    count = next(name for name in state if name.endswith("num_batches_tracked"))
+    if change == "one in another dtype":
+        state["decoder.norm.bias"] = state["decoder.norm.bias"].half()
+        message = "decoder.norm.bias in torch.float64 like the others, got torch.float16"
+    elif change == "a count":
+        state[count] = state[count].int()
+        message = f"{count} in torch.int64, got torch.int32"
+    else:
+        state = {n: v.to(torch.float8_e4m3fn) if v.is_floating_point() else v for n, v in state.items()}
+        message = (
+            "in one of torch.float64, torch.float32, torch.float16, torch.bfloat16, got torch.float8_e4m3fn"
+        )
+    safetensors.save_file(state, file)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        JAIR.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{file}: expected ")
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def test_base_is_the_default_and_large_is_wider() -> None:
     assert (large.num_latents, large.iterations, large.num_layers) == (64, 4, 32)
 
 
+def test_an_integer_eps_becomes_a_float() -> None:
+    assert type(JAIRConfig.preset("tiny", eps=1).eps) is float
+
+
 def test_changes_and_json() -> None:
     config = JAIRConfig.preset("tiny", stream="text", num_layers=0)
     assert config == dataclasses.replace(JAIRConfig.preset("tiny"), stream="text", num_layers=0)
@@ -50,6 +54,12 @@ def test_numpys_integers_become_ints_that_json_takes() -> None:
         ({"stream": "image"}, "stream: expected 'joint' or 'text', got 'image'"),
         ({"combination": None}, "combination: expected .* got None"),
         ({"resampler": "mean"}, "resampler: expected 'latent' or 'spatial' or 'tokenlearner', got 'mean'"),
+        ({"eps": 10**400}, "eps: expected a finite number > 0, got 10000"),
+        ({"num_layers": 2**31}, "num_layers: expected at most 1048576, got 2147483648"),
+        (
+            {"text_encoder_config": {"d_model": 8}},
+            "text_encoder_config: expected None for text_encoder = 'transformer', got settings: d_model",
+        ),
         ({"eps": 0.0}, "eps: expected a finite number > 0, got 0.0"),
         ({"pad_token_id": 384}, "pad_token_id: expected less than vocab_size = 384, got 384"),
         ({"eos_token_id": 0}, "eos_token_id: expected another than pad_token_id, got 0"),

@@ -42,6 +42,45 @@ def change(**fields: object) -> Callable[[Path], None]:
     return changed
 
 
+RESNET, VIT = {"model_type": "resnet"}, {"model_type": "vit"}
+T5 = {"model_type": "t5", "vocab_size": 429, "d_model": 128, "d_ff": 8, "num_layers": 1, "num_heads": 4}
+UNUSABLE = [
+    (
+        "image",
+        "resnet50",
+        {**RESNET, "hidden_act": "boom"},
+        "settings of a resnet, got some that make none (KeyError: 'boom')",
+    ),
+    (
+        "image",
+        "resnet50",
+        {**RESNET, "hidden_sizes": []},
+        "hidden_sizes to be ints from 1 to 1048576, got []",
+    ),
+    (
+        "image",
+        "resnet50",
+        {**RESNET, "hidden_sizes": [-8], "depths": [1]},
+        "hidden_sizes to be ints from 1 to",
+    ),
+    ("image", "resnet50", {**RESNET, "depths": [1, 1]}, "a depth for each of 4 hidden_sizes, got 2"),
+    ("image", "vit_base", {**VIT, "patch_size": 0}, "patch_size to be an int from 1 to 1048576, got 0"),
+    (
+        "image",
+        "vit_base",
+        {**VIT, "hidden_size": 2**62},
+        "hidden_size to be an int from 1 to 1048576, got 46",
+    ),
+    (
+        "text",
+        "t5",
+        {**T5, "feed_forward_proj": "evil"},
+        "settings of a t5, got some that make none (KeyError: 'evil')",
+    ),
+    ("text", "transformer", {"shiny": 1}, "None for text_encoder = 'transformer', got settings: shiny"),
+]
+
+
 DAMAGE = {
     "cut weights": (cut, "model.safetensors: expected a whole safetensors file, got a damaged one ("),
     "no weights": (
@@ -57,6 +96,20 @@ DAMAGE = {
     "a word for a number": (change(dim="wide"), "config.json: dim: expected an int, got str"),
     "an unknown field": (change(shiny=1), "config.json: shiny: expected fields among"),
     "other sizes": (change(mlp_dim=8), "model.safetensors: expected "),
+    "deep JSON": (write("[" * 200_000), "config.json: expected JSON, got what is none ("),
+    "too many words": (change(vocab_size=2**62), "config.json: vocab_size: expected at most 1048576, got 46"),
+    "a vast image": (
+        change(image_size=10**12),
+        "config.json: image_size: expected at most 1048576, got 1000",
+    ),
+    "an int above all floats": (change(eps=10**400), "config.json: eps: expected a finite number > 0, got 1"),
+    **{
+        f"{encoder} encoder, {message}": (
+            change(**{f"{encoder}_encoder_config": settings, f"{encoder}_encoder": checkpoint}),
+            f"config.json: {encoder}_encoder_config: expected {message}",
+        )
+        for encoder, checkpoint, settings, message in UNUSABLE
+    },
 }
 
 
@@ -78,6 +131,31 @@ def test_a_damaged_model_is_named(damage: str, command: str, tmp_path: Path) -> 
     assert isinstance(error, ValueError)
     assert str(error).startswith(f"{tmp_path / 'model'}/{message}")
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("encoder", "checkpoint", "settings", "message"), UNUSABLE, ids=str)
+@pytest.mark.parametrize("command", ["cost", "describe"])
+def test_settings_that_make_no_encoder(
+    command: str, encoder: str, checkpoint: str, settings: dict[str, object], message: str
+) -> None:
+    words = (
+        "--set",
+        f"{encoder}_encoder_config={json.dumps(settings)}",
+        "--set",
+        f"{encoder}_encoder={checkpoint}",
+    )
+    options = ("--set", "vocab_size=429", *(["--no-memory"] if command == "cost" else []))
+    error = CliRunner().invoke(app, [command, "--preset", "tiny", *words, *options]).exception
+    assert isinstance(error, ValueError)
+    assert str(error).startswith(f"{encoder}_encoder_config: expected {message}")
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("value", ["[" * 200_000, "1" * 5000], ids=["deep JSON", "a long number"])
+def test_a_value_that_json_does_not_take_is_a_word(value: str) -> None:
+    error = CliRunner().invoke(app, ["describe", "--set", f"dim={value}"]).exception
+    assert isinstance(error, TypeError)
+    assert str(error) == "dim: expected an int, got str"
 
 
 def test_a_config_that_is_no_mapping() -> None:

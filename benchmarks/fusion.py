@@ -128,6 +128,25 @@ def attention_by_sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, enable_gqa=grouped)
 
 
+def attention_by_softmax(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    mask: Tensor | None = None,
+    kv_range: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """fused_cross_attention as a model has it: matmul, softmax, matmul, masked keys at -inf. Unlike the
+    definition it looks for no NaN in keys that are not attended.
+    """
+    allowed = allowed_keys(mask, kv_range, k.shape[2])
+    scores = (q * (q.shape[3] ** -0.5 if scale is None else scale)) @ k.mT
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed.unsqueeze(1), float("-inf"))
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
 def attention_by_flex(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from jair._checks import modalities, sequence, whole_numbers
 from jair._parameters import POSITION, reset, reset_linears, reset_parts, truncated_normal
@@ -143,15 +145,56 @@ def keys_and_values(blocks: Sequence[GatedFusion], f: torch.Tensor) -> tuple[tor
     W LN(f) = (W diag(gamma)) fhat + W beta (docs/derivations.md, section 1).
     """
     normed = F.layer_norm(f, f.shape[-1:], eps=blocks[0].eps)
-    weights, shifts = [], []
+    rows = normed.to(check.autocast_dtype(f) or normed.dtype)
+    parts, shifts = [], []
     with without_autocast((f,)):  # which would round the weights before they are scaled
         for block in blocks:
             assert block.norm_f is not None
-            for layer in (block.k, block.v):
-                weights.append(layer.weight * block.norm_f.weight)
-                shifts.append(block.norm_f.bias.unsqueeze(0) @ layer.weight.mT)
-    made = F.linear(normed, torch.cat(weights), torch.cat(shifts, dim=1).squeeze(0))
+            parts += [block.norm_f.weight, block.k.weight, block.v.weight]
+            shifts += [block.norm_f.bias.unsqueeze(0) @ layer.weight.mT for layer in (block.k, block.v)]
+        made = _folded_product(rows, _folded(parts), torch.cat(shifts, dim=1).squeeze(0), *parts)
     return made.chunk(len(blocks), dim=-1)
+
+
+def _folded(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The projections of all blocks, [2 D blocks,D_kv], of each block's gamma and W of keys and of values."""
+    triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    return torch.cat([weight * gamma for gamma, *both in triples for weight in both])
+
+
+def _folded_product(*inputs: torch.Tensor) -> torch.Tensor:
+    """`_FoldedProduct`; or its forward alone, where a compiler says what is kept, and in forward mode."""
+    function: Any = _FoldedProduct
+    plain = torch.compiler.is_compiling() or forward_ad._current_level >= 0
+    made: torch.Tensor = function.forward(*inputs) if plain else function.apply(*inputs)
+    return made
+
+
+class _FoldedProduct(torch.autograd.Function):
+    """rows folded^T + shift, in the dtype of the rows. It does not keep what is folded, a copy of all the
+    weights: the backward folds `parts` again. Their gradients arrive through `folded`.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        rows: torch.Tensor, folded: torch.Tensor, shift: torch.Tensor, *parts: torch.Tensor
+    ) -> torch.Tensor:
+        return F.linear(rows, folded.to(rows.dtype), shift.to(rows.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[0], *inputs[3:])
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, *parts = ctx.saved_tensors
+        with without_autocast((dy,)):
+            folded, flat = _folded(parts), dy.flatten(0, -2)
+            dfolded = (flat.mT @ rows.flatten(0, -2)).to(folded.dtype)
+            dshift = flat.sum(0).to(folded.dtype)
+            return dy @ folded.to(dy.dtype), dfolded, dshift, *(None,) * len(parts)
 
 
 def transformer_layers(config: JAIRConfig, count: int) -> nn.ModuleList:

@@ -143,8 +143,9 @@ def test_saved_activations_of_fused_operations() -> None:
     assert saved("concat", backend=None) < 0.75 * saved("concat")
 
 
-def test_no_copy_of_a_weight_of_the_fused_layers_is_kept() -> None:
-    config = JAIRConfig.preset("base")
+@pytest.mark.parametrize("stream", ["joint", "text"])
+def test_no_copy_of_a_weight_of_the_fused_layers_is_kept(stream: str) -> None:
+    config = JAIRConfig.preset("base", stream=stream)
     of_a_sample, of_one = memory(config), batch_memory(config, 1)
     with torch.device("meta"):
         model = JAIR(config)

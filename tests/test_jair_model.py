@@ -278,8 +278,9 @@ except ImportError as error:
     assert jair.JAIR is JAIR
 
 
-def test_compiles_whole() -> None:
-    model = small()
+@pytest.mark.parametrize("stream", ["joint", "text"])
+def test_compiles_whole(stream: str) -> None:
+    model = small(stream=stream)
     pixels, words, labels = batch(2)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     found = []

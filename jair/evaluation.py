@@ -17,6 +17,7 @@ from jair._checks import whole_numbers
 from jair._files import write_text
 from jair.data.collate import Collator
 from jair.data.examples import Example
+from jair.generation import evaluating
 from jair.metrics.answers import is_label
 from jair.metrics.captions import scorers
 from jair_kernels import _checks as check
@@ -84,11 +85,10 @@ def evaluate(
         tokenizer, config.image_size, config.max_text_length, config.max_target_length, train=False
     )
     longest = config.max_target_length if max_new_tokens is None else max_new_tokens
-    was_training = model.training
-    model.to(device).eval()
+    model.to(device)
     examples: list[_Asked] = []
     answers: list[str] = []
-    try:
+    with evaluating(model):
         for batch in _batches(source.evaluation(limit), batch_size):
             inputs = {name: value.to(device) for name, value in collate(batch).items()}
             words = model.generate(
@@ -102,8 +102,6 @@ def evaluate(
             examples += [_Asked(example.id, example.group, tuple(example.answers)) for example in batch]
             if progress is not None:
                 progress(len(answers))
-    finally:
-        model.train(was_training)
     if not answers:
         got = f"none ({source.skipped.total} skipped{source.skipped.first})"
         raise ValueError(f"source: expected at least one example in {source.name}, got {got}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from jair._checks import whole_numbers
 from jair_kernels import _checks as check
@@ -16,6 +18,19 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 STEPS = 16  # of an answer, if none are asked for
 Choice = Callable[[Tensor], Tensor]  # logits [B,V] -> words [B]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, so that batch norms keep their statistics; each then as it was."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def longest_answer(max_new_tokens: int | None, longest: int) -> int:

@@ -58,7 +58,7 @@ class JAIR(nn.Module):
 
     Encoders, decoder, the tied embedding and the LayerNorm after the fusion are our decision. `config.fusion`
     chooses between JAIR's and those it is compared with. In training mode the ResNet's batch norms mix the
-    samples of a batch: call `eval()` before asking for answers.
+    samples of a batch: call `eval()` before asking for logits; `generate` does so itself.
 
     Layers start with truncated normals of deviation sqrt(1 / fan-in) and zero biases, words with sqrt(1 / D),
     their positions with 0.3, positions in images with 0.5, latents with 2 (our decision); ResNet and ViT as
@@ -203,6 +203,8 @@ class JAIR(nn.Module):
     ) -> Tensor:
         """Answers, [B, at most 1 + max_new_tokens]: start token, words, eos_token_id, then pad_token_id.
 
+        Computed in evaluation mode, also while the model is training; its mode and buffers stay.
+
         Args:
             pixel_values, input_ids, attention_mask: as in `forward`.
             max_new_tokens: most words after the start token, up to max_target_length; None = at most 16.
@@ -223,15 +225,17 @@ class JAIR(nn.Module):
             raise ValueError(f"num_beams: expected 1 with do_sample, got {num_beams}")
         draw = generation.sampler(temperature, top_k, top_p, generator)
         choose = draw if do_sample else generation.choose_greedily
-        tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
         words = input_ids.new_full((len(input_ids), 1), self.config.pad_token_id)
-        next_word = generation.NextWord(
-            self, tokens, mask, max_new_tokens, beams=num_beams, use_cache=use_cache
-        )
         ends = (self.config.pad_token_id, self.config.eos_token_id)
-        if num_beams > 1:
-            return generation.beam_search(next_word, words, max_new_tokens, num_beams, length_penalty, *ends)
-        return generation.extend(next_word, words, max_new_tokens, choose, *ends)
+        with generation.evaluating(self):
+            tokens, mask = self.encode(pixel_values, input_ids, attention_mask)
+            next_word = generation.NextWord(
+                self, tokens, mask, max_new_tokens, beams=num_beams, use_cache=use_cache
+            )
+            if num_beams > 1:
+                best = generation.beam_search
+                return best(next_word, words, max_new_tokens, num_beams, length_penalty, *ends)
+            return generation.extend(next_word, words, max_new_tokens, choose, *ends)
 
     def for_inference(self) -> Self:
         """This model in evaluation mode, its batch norms folded into the convolutions before them and its

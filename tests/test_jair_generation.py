@@ -50,6 +50,22 @@ def test_greedy_is_the_forward_pass_word_by_word(fusion: str, use_cache: bool) -
     assert len({tuple(answer) for answer in expected}) > 1
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_model_in_training_answers_as_in_evaluation_and_stays_as_it_is(num_beams: int) -> None:
+    model = lively()
+    pixels, words, _ = batch(3)
+    expected = model.generate(pixels, words, num_beams=num_beams)
+    model.train()
+    model.image_encoder.backbone.embedder.eval()  # as where it is frozen
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(model.generate(pixels, words, num_beams=num_beams), expected)
+    with pytest.raises(ValueError, match="pixel_values: expected shape"):
+        model.generate(pixels[:2], words, num_beams=num_beams)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_after_the_end_comes_padding_and_all_ended_stops() -> None:
     model = lively()
     pixels, words, _ = batch(3)

@@ -7,6 +7,8 @@ carry their position embeddings when they come in; where both share a sequence, 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -129,13 +131,17 @@ class CotokenizationFusion(OneSequence):
         sizes = [image.shape[1], text.shape[1]]
         state = y.new_zeros(())
         for i, layer in enumerate(self.layers):
-            y = y + self.fc2[i](F.gelu(self.fc1[i](y)))
+            y = run_block(partial(self._mix, i), y, checkpointing=self.checkpointing)
             image, text = y.split(sizes, dim=1)
             of_image = fused_token_pool(image, self.image_scores[i](image))
             of_text = fused_token_pool(text, self.text_scores[i](text), mask=text_mask)
             pooled = torch.cat([of_image, of_text], dim=1)
             state = run_block(layer, state + pooled, checkpointing=self.checkpointing)
         return run_layers(self.stack, state, checkpointing=self.checkpointing), None
+
+    def _mix(self, i: int, y: Tensor) -> Tensor:
+        mixed: Tensor = y + self.fc2[i](F.gelu(self.fc1[i](y)))
+        return mixed
 
 
 FUSIONS = {

@@ -85,6 +85,21 @@ def test_values_and_all_gradients(name: str, checkpointing: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_keeps_no_hidden_layer_of_cotokenization(checkpointing: bool) -> None:
+    config = jair.JAIRConfig(**CONFIG, fusion="cotokenization", gradient_checkpointing=checkpointing)
+    module = scrambled(FUSIONS["cotokenization"](config))
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(randn(2, 9, D), randn(2, 5, D))
+    assert ((2, 9 + 5, 4 * D) in kept) != checkpointing
+
+
 @pytest.mark.parametrize("name", list(FUSIONS))
 @pytest.mark.parametrize("stream", ["joint", "text"])
 def test_parameters_are_drawn_anew(name: str, stream: str) -> None:

@@ -17,9 +17,15 @@ transformers = pytest.importorskip("transformers", reason="the extra 'models' is
 safetensors = pytest.importorskip("safetensors.torch", reason="the extra 'models' is not installed")
 
 
-@pytest.mark.parametrize("fusion", list(FUSIONS))
-def test_reloads_bit_equal(fusion: str, tmp_path: Path) -> None:
-    model = small(fusion=fusion, resampler="spatial", stream="text", combination="residual")
+OF_OURS = [
+    {"resampler": "spatial", "stream": "text", "combination": "residual"},
+    {"resampler": "tokenlearner", "combination": "none"},
+]
+
+
+@pytest.mark.parametrize("changes", [*({"fusion": name} for name in FUSIONS), *OF_OURS], ids=str)
+def test_reloads_bit_equal(changes: dict[str, object], tmp_path: Path) -> None:
+    model = small(**changes)
     model.save_pretrained(tmp_path / "new" / "folder")
     loaded = JAIR.from_pretrained(tmp_path / "new" / "folder")
     assert loaded.config == model.config

@@ -11,7 +11,7 @@ from jair import JAIRConfig
 
 pytest.importorskip("transformers", reason="the extra 'models' is not installed")
 from jair import cost, cost_report, cost_tables
-from jair.memory import memory
+from jair.memory import memories, memory
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cost"
 SIZES_OF_LARGE = {"dim": 1024, "num_heads": 16, "mlp_dim": 2816, "encoder_layers": 8, "decoder_layers": 8}
@@ -107,3 +107,19 @@ def test_the_committed_counts_are_todays() -> None:
     today = [row.to_dict() for row in cost_tables.count(memory_of=("Fusion",))]
     for old, new in zip(committed, today, strict=True):
         assert (old if new["saved"] else {**old, "saved": {}, "peak": {}}) == new
+
+
+@pytest.mark.parametrize("label", ["ours, 384 px", "ours, 448 px", "concat, 384 px"])
+def test_the_committed_memory_of_large_images_is_todays(label: str) -> None:
+    row = next(row for row in cost_report.read(RESULTS) if (row.table, row.label) == ("Image size", label))
+    config = JAIRConfig.preset("base", **said("Image size", label))
+    today = dict(
+        zip(cost_tables.BACKENDS, memories(config, tuple(cost_tables.BACKENDS.values())), strict=True)
+    )
+    assert row.saved == {name: size.saved for name, size in today.items()}
+    assert row.peak == {name: size.peak for name, size in today.items()}
+
+
+def test_the_committed_page_shows_the_committed_counts() -> None:
+    page = cost_report.render(cost_report.read(RESULTS), cost_report.PLOT)
+    assert (RESULTS / "README.md").read_text() == page

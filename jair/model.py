@@ -19,6 +19,7 @@ from jair import generation
 from jair._checks import device as check_device
 from jair._checks import finite, whole_numbers
 from jair._checks import words as check_words
+from jair._files import replacing, write_text
 from jair._parameters import reset
 from jair._saved import read_empty, read_weights
 from jair.baselines import FUSIONS
@@ -256,7 +257,7 @@ class JAIR(nn.Module):
         return super().train(mode)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, all that `from_pretrained` needs.
+        """Write config.json and model.safetensors, all that `from_pretrained` needs, whole or not at all.
 
         Raises:
             ValueError: the model is one after `for_inference`.
@@ -264,10 +265,10 @@ class JAIR(nn.Module):
         if self.folded:
             raise ValueError("save_pretrained: expected a model before for_inference(), got one after it")
         path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        optional_import("safetensors.torch").save_file(state, path / "model.safetensors")
-        (path / "config.json").write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        with replacing(path / "model.safetensors") as file:
+            optional_import("safetensors.torch").save_file(state, file)
+        write_text(path / "config.json", json.dumps(self.config.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(

@@ -41,6 +41,23 @@ def test_reloads_bit_equal(changes: dict[str, object], tmp_path: Path) -> None:
     assert all(p.requires_grad for p in loaded.parameters())
 
 
+def test_a_save_that_fails_leaves_the_model_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small()
+    model.save_pretrained(tmp_path)
+
+    def fill(state: dict[str, torch.Tensor], file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(safetensors, "save_file", fill)
+    with pytest.raises(OSError, match="no space left"):
+        small(num_layers=2).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert JAIR.from_pretrained(tmp_path).config == model.config
+
+
 def test_loads_in_another_dtype(tmp_path: Path) -> None:
     model = small()
     model.double().save_pretrained(tmp_path)

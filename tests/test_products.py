@@ -68,6 +68,16 @@ def test_values(left: str, right: str, with_bias: bool, onednn: list[tuple[int, 
     assert (y - exact).abs().max() <= 2e-6 * (a.double().abs() @ b.double().abs()).max()
 
 
+@pytest.mark.parametrize("depth", [1, 1024, 1025, 5000])
+def test_deep_sums_are_as_accurate_as_pytorchs(depth: int, onednn: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    a, b, bias = torch.randn(M, depth), torch.randn(depth, N), torch.randn(N)
+    exact = torch.addmm(bias.double(), a.double(), b.double())
+    ours, theirs = ((y - exact).norm() for y in (_products.product(a, b, bias), torch.addmm(bias, a, b)))
+    assert ours <= 2 * theirs + 1e-7 * exact.norm()
+    assert [size[1] for size in onednn] == [len(part) for part in b.chunk(-(-depth // 1024))]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.name}")
 def test_composed_ops(case: FusionCase, onednn: list[tuple[int, ...]]) -> None:
     expectation = Expectation.of(case.sample())

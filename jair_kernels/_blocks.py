@@ -18,7 +18,7 @@ import jair_kernels.gelu
 from jair_kernels._autograd import cast
 from jair_kernels._backends import block
 from jair_kernels._direct import watched
-from jair_kernels._products import product
+from jair_kernels._products import added, product
 from jair_kernels._sums import column_sum, row_dot
 
 Tensor = torch.Tensor
@@ -141,15 +141,6 @@ def through_keys_and_values(dkv: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         return product(dkv, weights[0])
     dk, dv = dkv.chunk(2, dim=1)
     return added(product(dk, weights[0]), dv, weights[1])
-
-
-def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a b, in the place of total, of which PyTorch would first make a copy."""
-    if watched():
-        return torch.addmm(total, a, b)
-    if total.dtype == torch.float32 and total.device.type == "cpu":
-        return total.add_(product(a, b))
-    return torch.addmm(total, a, b, out=total)
 
 
 def split_heads(kv: Sequence[Tensor], b: int, n: int, width: int) -> tuple[Tensor, Tensor]:

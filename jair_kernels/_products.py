@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from jair_kernels import _library
-from jair_kernels._direct import alone
+from jair_kernels._direct import alone, watched
 
 Tensor = torch.Tensor
 
@@ -31,23 +31,48 @@ _ONEDNN = _onednn()
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b + bias of matrices [m,k] and [k,n]; the bias is added before the sum is rounded."""
-    if (
+    if not _is_for_onednn(a, b, *(() if bias is None else (bias,))):
+        return a @ b if bias is None else torch.addmm(bias, a, b)
+    (left, right), *rest = _pieces(a, b)
+    y = _by_onednn(left, right, bias)
+    for left, right in rest:
+        y.add_(_by_onednn(left, right))
+    return y
+
+
+def added(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b, in the place of total, of which PyTorch would first make a copy."""
+    if watched():
+        return torch.addmm(total, a, b)
+    if not _is_for_onednn(a, b, total):
+        return torch.addmm(total, a, b, out=total)
+    for left, right in _pieces(a, b):
+        total.add_(_by_onednn(left, right))
+    return total
+
+
+def _is_for_onednn(a: Tensor, b: Tensor, *others: Tensor) -> bool:
+    return (
         _ONEDNN is not None
         and not torch.compiler.is_compiling()
         and a.dtype == torch.float32
         and a.device.type == "cpu"
         and a.shape[0] * a.shape[1] * b.shape[1] >= _WORTHWHILE
-        and alone((a, b) if bias is None else (a, b, bias))
-        and torch.backends.mkldnn.enabled
-    ):
-        parts = max(1, -(-a.shape[1] // _DEPTH))
-        pieces = zip(a.chunk(parts, 1), b.chunk(parts), strict=True)
-        left, right = next(pieces)
-        y = _ONEDNN(left, right.mT, bias, "none", [], "")
-        for left, right in pieces:
-            y.add_(_ONEDNN(left, right.mT, None, "none", [], ""))
-        return y
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+        and alone((a, b, *others))
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _pieces(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    parts = -(-a.shape[1] // _DEPTH)
+    return list(zip(a.chunk(parts, 1), b.chunk(parts), strict=True))
+
+
+def _by_onednn(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    assert _ONEDNN is not None
+    # Whatever lies between the rows of the second operand sends oneDNN to loops of a hundredth of the speed.
+    weight = b.mT if b.is_contiguous() else b.mT.contiguous()
+    return _ONEDNN(a, weight, bias, "none", [], "")
 
 
 def wide(a: Tensor, b: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     multiply = torch.ops.mkldnn._linear_pointwise
 
     def counted(a: torch.Tensor, weight: torch.Tensor, *args: object) -> torch.Tensor:
+        assert weight.is_contiguous() or weight.mT.is_contiguous(), "oneDNN is fast with dense weights alone"
         sizes.append((*a.shape, weight.shape[0]))
         y: torch.Tensor = multiply(a, weight, *args)
         return y
@@ -71,11 +72,21 @@ def test_values(left: str, right: str, with_bias: bool, onednn: list[tuple[int, 
 @pytest.mark.parametrize("depth", [1, 1024, 1025, 5000])
 def test_deep_sums_are_as_accurate_as_pytorchs(depth: int, onednn: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
-    a, b, bias = torch.randn(M, depth), torch.randn(depth, N), torch.randn(N)
+    a, b, bias = torch.randn(M, depth), torch.randn(N, depth).mT, torch.randn(N)
     exact = torch.addmm(bias.double(), a.double(), b.double())
     ours, theirs = ((y - exact).norm() for y in (_products.product(a, b, bias), torch.addmm(bias, a, b)))
     assert ours <= 2 * theirs + 1e-7 * exact.norm()
     assert [size[1] for size in onednn] == [len(part) for part in b.chunk(-(-depth // 1024))]
+
+
+def test_added_goes_where_the_total_is(onednn: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    total, a, b = torch.randn(M, N), torch.randn(M, 1500), torch.randn(1500, N)
+    exact = total.double() + a.double() @ b.double()
+    y = _products.added(total, a, b)
+    assert y is total
+    assert (y - exact).abs().max() <= 2e-6 * (a.double().abs() @ b.double().abs()).max()
+    assert onednn == [(M, 750, N)] * 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.op}-{case.name}")

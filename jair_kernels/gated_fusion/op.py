@@ -13,7 +13,7 @@ from jair_kernels._backends import block, register_composed
 from jair_kernels._blocks import Norm
 from jair_kernels._mlp import Mlp
 from jair_kernels._plain import zero_masked
-from jair_kernels._products import product
+from jair_kernels._products import added, product
 from jair_kernels._sums import column_sum
 from jair_kernels.gated_fusion.params import GatedFusionParams
 
@@ -141,7 +141,7 @@ class _GatedFusion(torch.autograd.Function):
         dq, dkv = (grad.flatten(0, 1).flatten(1) for grad in (dq, dkv))
 
         a = _blocks.norm_again(backend, t_rows, stats_t, s.norm_t)
-        da = _blocks.added(dz, dq, s.wq) if ctx.jair else product(dq, s.wq)  # dz has served
+        da = added(dz, dq, s.wq) if ctx.jair else product(dq, s.wq)  # dz has served
         dt, dt_weight, dt_bias = _blocks.norm_backward(
             backend, da, None if ctx.jair else dz, t_rows, stats_t, s.norm_t
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,38 +113,47 @@ class FusionCase:
         return itemsize * count, 2 * itemsize * count
 
 
-def attention_by_sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    kv_range: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """fused_cross_attention's arguments handed to PyTorch's own attention."""
-    allowed = allowed_keys(mask, kv_range, k.shape[2])
-    attn_mask = None if allowed is None else allowed.unsqueeze(1)
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale, enable_gqa=grouped)
+_Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
 
 
-def attention_by_softmax(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    mask: Tensor | None = None,
-    kv_range: Tensor | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """fused_cross_attention as a model has it: matmul, softmax, matmul, masked keys at -inf. Unlike the
-    definition it looks for no NaN in keys that are not attended.
+def _with_arguments_of_ours(attend: _Attend) -> Callable[..., Tensor]:
+    """An attention that takes fused_cross_attention's arguments, by one that takes (q, k, v, allowed, scale),
+    allowed [B,1,L or 1,N] or None.
     """
-    allowed = allowed_keys(mask, kv_range, k.shape[2])
+
+    @functools.wraps(attend)
+    def run(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        kv_range: Tensor | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        allowed = allowed_keys(mask, kv_range, k.shape[2])
+        return attend(q, k, v, None if allowed is None else allowed.unsqueeze(1), scale)
+
+    return run
+
+
+@_with_arguments_of_ours
+def attention_by_sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float | None) -> Tensor:
+    """PyTorch's own attention."""
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scale, enable_gqa=grouped)
+
+
+@_with_arguments_of_ours
+def attention_by_softmax(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float | None
+) -> Tensor:
+    """Attention as a model has it: matmul, softmax, matmul, masked keys at -inf. Unlike the definition of
+    fused_cross_attention it looks for no NaN in keys that are not attended.
+    """
     scores = (q * (q.shape[3] ** -0.5 if scale is None else scale)) @ k.mT
     if allowed is not None:
-        scores = scores.masked_fill(~allowed.unsqueeze(1), float("-inf"))
+        scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 

@@ -108,7 +108,7 @@ def choice(name: str, value: object, options: Sequence[str]) -> None:
 
 def positive(name: str, value: object) -> None:
     """A number above zero, also one of numpy's, that a float holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Real)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         fits = 0 < float(value) < float("inf")

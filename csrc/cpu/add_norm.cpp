@@ -12,8 +12,8 @@
 #include "cpu/foreach_isa.h"
 
 #include "cpu/dispatch.h"
-#include "cpu/result.h"
 #include "cpu/parameter_inputs.h"
+#include "cpu/result.h"
 
 namespace jair {
 namespace {

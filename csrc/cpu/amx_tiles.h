@@ -8,14 +8,14 @@ namespace JAIR_ISA {
 class TileUnit {
  public:
   explicit TileUnit(Scratch::Frame&) {
+    // Constant, as the intrinsic claims to read 8 bytes: of a variable the compiler might not write the others.
     struct alignas(64) Config {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
-    // The intrinsic claims to read 8 bytes, so that the compiler may drop the rest of the structure.
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
+      uint8_t palette, start_row, reserved[14];
+      uint16_t row_bytes[16];
+      uint8_t rows[16];
+    };
+    static constexpr Config kConfig{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    _tile_loadconfig(&kConfig);
   }
   ~TileUnit() { _tile_release(); }
   TileUnit(const TileUnit&) = delete;
@@ -26,6 +26,7 @@ class TileUnit {
 
   template <int R, int V>
   void open(SumTiles c, bool add) const {
+    finish_stores();
     if (add) {
       _tile_loadd(0, c.data, c.stride * 4);
       if constexpr (V == 2) _tile_loadd(1, c.data + c.column, c.stride * 4);
@@ -50,6 +51,7 @@ class TileUnit {
   // C += A B over `depth` rows of B, those that fill up its last tile being 0. Of the rows of C `rows` matter.
   template <int R, int V>
   void multiply(int64_t /*rows*/, int64_t depth, Tiles a, Tiles b, Ahead* ahead = nullptr) const {
+    finish_stores();
     for (int64_t k = 0; k < (depth + 31) / 32; ++k) {
       if (ahead) ahead->step();
       _tile_loadd(4, a.data + k * a.step, a.stride * 2);
@@ -83,6 +85,11 @@ class TileUnit {
     transpose16(half[1]);
     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 32, narrow((__m512)half[0][i], (__m512)half[1][i]));
   }
+
+ private:
+  // gcc's intrinsics do not tell the compiler that a tile is loaded from memory: what was written there must not be
+  // moved behind them.
+  static void finish_stores() { __asm__ volatile("" : : : "memory"); }
 };
 
 }  // namespace JAIR_ISA

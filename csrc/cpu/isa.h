@@ -11,6 +11,9 @@ namespace jair {
 
 enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
+// The widest instruction set that the processor and the operating system offer; asks for tile registers.
+Isa detect_isa();
+
 // The widest compiled instruction set that both the processor and the operating system offer.
 Isa best_isa();
 

@@ -167,15 +167,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("group", "backend"), parameters)
 
 
-def _rank(item: pytest.Item) -> tuple[bool, int, int]:
-    """The first row of every op, then the second, curves last: an interrupted run keeps what it has."""
+def _rank(item: pytest.Item) -> tuple[bool, bool, int, int]:
+    """The first row of every op, then the second, curves last: an interrupted run keeps what it has.
+
+    On a CPU the model comes after all: it leaves free memory with the C library, by which large results
+    that were new pages for each call, and slow, come without them in every row behind it.
+    """
     group = getattr(item, "callspec", None) and item.callspec.params.get("group")  # type: ignore[attr-defined]
     if group is None:
-        return False, 0, 0
+        return False, False, 0, 0
     device = item.config.getoption("--device")
+    alters_memory = device == "cpu" and group.op in shapes.MODEL_OPS
     on_curve = isinstance(group.case, shapes.Case) and shapes.only_on_curve(group.case, group.dtype, device)
     rows = dict.fromkeys((g.case, g.dtype) for g in shapes.groups(group.op, device, full=True))
-    return on_curve, list(rows).index((group.case, group.dtype)), shapes.OPS.index(group.op)
+    return alters_memory, on_curve, list(rows).index((group.case, group.dtype)), shapes.OPS.index(group.op)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -111,6 +111,18 @@ def test_exp(blocks, dtype):
     assert np.isnan(function(np.array([np.nan], dtype))).all()
 
 
+def test_weight_of_a_softmax_in_16_bits(blocks):
+    """Fewer terms and one rounding of x log2(e): some hundredths of the rounding to float16."""
+    x = points(-130, 0.01, np.float32)
+    ours, exact = blocks.halves.exp_of_score(x), np.exp(wide(x))
+    relative = np.abs(ours - exact) / exact
+    assert relative[x > -10].max() <= 2e-6
+    assert relative[x > -80].max() <= 1e-5
+    assert np.abs(ours - exact)[x <= -80].max() <= 1e-40
+    assert (blocks.halves.exp_of_score(np.array([-np.inf, -1e30], np.float32)) == 0).all()
+    assert np.isnan(blocks.halves.exp_of_score(np.array([np.nan], np.float32))).all()
+
+
 def test_sigmoid(blocks, dtype):
     function, last = getattr(blocks, dtype.__name__).sigmoid, 86.9 if dtype == np.float32 else 699
     x = points(-last, last, dtype)

@@ -42,7 +42,7 @@ class CrossAttention {
       state_ = frame_.take<C>(State::size(m_, dp_)), weights_ = frame_.take<C>(block_ * kp_);
       return;
     }
-    dout_ = frame_.take<C>(m_ * dp_), softmax_ = Softmax<C>(frame_, kp_);
+    dout_ = frame_.take<C>(m_ * dp_), softmax_ = Softmax<T>(frame_, kp_);
     dout_columns_ = engine_.make_columns(frame_, p.width, m_);
     q_spread_ = engine_.make_spread(frame_, p.width, m_), dout_spread_ = engine_.make_spread(frame_, p.width, m_);
   }
@@ -60,7 +60,7 @@ class CrossAttention {
       load_rows(n, rows);
       engine_.times(k_rows_, 0, rows, q_columns_, weights_);
       range_.exclude(n, rows, weights_);
-      softmax_weights(state, weights_, rows, range_.any() ? nullptr : keep(n), p_.mask_token, m_, dp_);
+      softmax_weights<T>(state, weights_, rows, range_.any() ? nullptr : keep(n), p_.mask_token, m_, dp_);
       engine_.gather(v_rows_, rows, weights_, kp_, m_, state.acc);
     }
     if (s.partial < 0) finish(s.image, state);
@@ -241,7 +241,7 @@ class CrossAttention {
   typename E::Columns q_columns_;
   KeyRange<C> range_;
   C *row_, *weights_ = nullptr, *state_ = nullptr, *dout_ = nullptr;
-  Softmax<C> softmax_;
+  Softmax<T> softmax_;
   typename E::Columns dout_columns_;
   typename E::Spread q_spread_, dout_spread_;
   const uint8_t* attended_ = nullptr;  // of the keys that the rows hold; null: all

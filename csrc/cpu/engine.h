@@ -2,6 +2,7 @@
 #include "cpu/vec.h"
 #include "cpu/gemm.h"
 #include "cpu/pool.h"
+#include "cpu/softmax.h"
 #include "cpu/rows.h"
 #include "cpu/vector_engine.h"
 #if defined(JAIR_TILES)

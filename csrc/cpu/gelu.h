@@ -36,17 +36,6 @@ inline void normal(Vec<double> x, Vec<double>* cdf, Vec<double>* density) {
 
 // --- For results in 16 bits and sums of them: relative errors of 1e-6.
 
-// 2^x, -250 <= x <= 126.
-inline Vec<float> short_exp2(Vec<float> x) {
-  const Vec<float> shifted = x + kRound, f = x - (shifted - kRound);
-  Vec<float> p = f * 1.33275078e-3f + 9.67751071e-3f;
-  p = p * f + 5.55053055e-2f;
-  p = p * f + 2.40220755e-1f;
-  p = p * f + 6.93147123e-1f;
-  p = p * f + 1.0f;
-  return times_power(p, shifted);
-}
-
 // As above, with R a polynomial in 1/(1 + 0.265 t).
 inline void short_normal(Vec<float> x, Vec<float>* cdf, Vec<float>* density) {
   const Vec<float> t = at_most(absolute<float>(x), 14.5f);
@@ -69,9 +58,6 @@ inline Vec<float> short_sigmoid(Vec<float> x, Vec<float>* rest) {
 }
 
 // --- GELU, of values that are held as T.
-
-template <typename T>
-constexpr bool kShort = sizeof(T) == 2;
 
 // Tanh form: x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3).
 template <typename T, typename C = compute_t<T>>

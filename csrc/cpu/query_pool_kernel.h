@@ -47,7 +47,7 @@ class QueryPool {
     }
     dy_ = OutputRows<T>(tokens_.engine, frame_, p.width, k_, true);
     scores_ = frame_.take<C>(E::kStrip * kChunk), dweights_ = frame_.take<C>(E::kStrip * kChunk);
-    softmax_ = Softmax<C>(frame_, kp_), constant_ = frame_.take<C>(block_), linear_ = frame_.take<C>(block_);
+    softmax_ = Softmax<T>(frame_, kp_), constant_ = frame_.take<C>(block_), linear_ = frame_.take<C>(block_);
     if (!p.shared) sums_ = frame_.take<C>(QuerySums<T>::size(p));
   }
 
@@ -64,7 +64,7 @@ class QueryPool {
           queries().times(tokens_, i, std::min(E::kStrip, rows - i), first, weights_ + i * ld);
         }
         State part = state.from(first, dp_);
-        softmax_weights(part, weights_, rows, tokens_.keep(s.image, n), p_.mask_token, outputs, dp_);
+        softmax_weights<T>(part, weights_, rows, tokens_.keep(s.image, n), p_.mask_token, outputs, dp_);
         pool(rows, outputs, part.acc);
       }
     }
@@ -229,7 +229,7 @@ class QueryPool {
   OutputRows<T> own_, dy_;
   int64_t image_ = -1, loaded_ = -1;  // the image of own_ and dy_; the first token of the block that the rows hold
   C *weights_ = nullptr, *state_ = nullptr, *scores_ = nullptr, *dweights_ = nullptr;
-  Softmax<C> softmax_;
+  Softmax<T> softmax_;
   C *constant_ = nullptr, *linear_ = nullptr, *sums_ = nullptr;
 };
 

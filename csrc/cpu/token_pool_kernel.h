@@ -27,7 +27,7 @@ class TokenPool {
       return;
     }
     dy_ = frame_.take<C>(k_ * dp_), weights_ = frame_.take<C>(E::kStrip * kp_);
-    softmax_ = Softmax<C>(frame_, kp_);
+    softmax_ = Softmax<T>(frame_, kp_);
     columns_ = engine_.make_columns(frame_, p.width, k_), spread_ = engine_.make_spread(frame_, p.width, k_);
   }
 
@@ -45,7 +45,7 @@ class TokenPool {
       if (p_.sigmoid) {
         sigmoid_weights(weights_, rows, keep(s.image, n), p_.mask_token, k_);
       } else {
-        softmax_weights(state, weights_, rows, keep(s.image, n), p_.mask_token, k_, dp_);
+        softmax_weights<T>(state, weights_, rows, keep(s.image, n), p_.mask_token, k_, dp_);
       }
       engine_.gather(rows_, rows, weights_, kp_, k_, state.acc);
     }
@@ -171,7 +171,7 @@ class TokenPool {
   const int64_t block_;
   typename E::Rows rows_;
   C *row_, *weights_, *state_ = nullptr, *dy_ = nullptr;
-  Softmax<C> softmax_;
+  Softmax<T> softmax_;
   typename E::Columns columns_;
   typename E::Spread spread_;
 };

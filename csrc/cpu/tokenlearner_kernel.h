@@ -28,7 +28,7 @@ class TokenLearner {
       return;
     }
     dy_ = frame_.take<C>(k_ * dp_), dy_sum_ = frame_.take<C>(kp_);
-    softmax_ = Softmax<C>(frame_, kp_);
+    softmax_ = Softmax<T>(frame_, kp_);
     dy_columns_ = mlp_.engine.make_columns(frame_, p.mlp.width, k_);
     dy_spread_ = mlp_.engine.make_spread(frame_, p.mlp.width, k_);
   }
@@ -44,7 +44,7 @@ class TokenLearner {
         mlp_.load_rows(s.image, n + i, i, count);
         mlp_.scores(s.image, n + i, i, count, weights_ + i * kp_, nullptr);
       }
-      softmax_weights(state, weights_, rows, mlp_.keep(s.image, n), p_.mlp.mask_token, k_, dp_);
+      softmax_weights<T>(state, weights_, rows, mlp_.keep(s.image, n), p_.mlp.mask_token, k_, dp_);
       mlp_.engine.gather(mlp_.rows, rows, weights_, kp_, k_, state.acc);
       add_shift(state, rows);
     }
@@ -167,7 +167,7 @@ class TokenLearner {
   ScoreMlp<T> mlp_;
   int64_t image_ = -1, loaded_ = -1;  // the image that dy_ holds; the first token of the block that the rows hold
   C *weights_ = nullptr, *state_ = nullptr, *dy_ = nullptr, *dy_sum_ = nullptr;
-  Softmax<C> softmax_;
+  Softmax<T> softmax_;
   typename E::Columns dy_columns_;
   typename E::Spread dy_spread_;
 };

@@ -1,4 +1,4 @@
-// Vectors of one instruction set on the compiler's vector extension: loads with conversion, exp, sigmoid.
+// Vectors of one instruction set on the compiler's vector extension: loads with conversion, reductions, functions.
 // Included once per instruction set (foreach_isa.h); no include guard against the others.
 #if !defined(JAIR_SHARED_VEC)
 #define JAIR_SHARED_VEC
@@ -172,7 +172,7 @@ inline void store_part(T* p, Vec<compute_t<T>> v, int count) {
   std::memcpy(p, lanes, count * sizeof(T));
 }
 
-// --- Reductions and functions.
+// --- Reductions.
 
 template <typename C>
 inline C sum(Vec<C> v) {
@@ -229,54 +229,6 @@ inline Vec<float> reciprocal(Vec<float> v) {
 }
 inline Vec<double> reciprocal(Vec<double> v) { return 1.0 / v; }
 
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer n in the low bits
-
-// p 2^n, `shifted` = n + kRound.
-inline Vec<float> times_power(Vec<float> p, Vec<float> shifted) {
-#if JAIR_VECTOR == 64
-  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)(shifted - kRound));
-#else
-  const Bits<float> n = bit_cast<Bits<float>>(shifted) - bit_cast<int32_t>(kRound);
-  const Bits<float> half = n >> 1, rest = n - half;  // two steps: 2^n itself may not be a normal number
-  return p * bit_cast<Vec<float>>((half + 127) << 23) * bit_cast<Vec<float>>((rest + 127) << 23);
-#endif
-}
-
-// e^x to 1 ulp on the whole range: 0 below the subnormals, infinity above, NaN kept.
-// x = n ln 2 + r with ln 2 in two terms, |r| <= ln(2)/2; e^r by a minimax polynomial of degree 6.
-inline Vec<float> exp(Vec<float> x) {
-  x = at_least(at_most(x, 89.0f), -104.0f);
-  const Vec<float> shifted = x * 1.44269504f + kRound;
-  const Vec<float> n = shifted - kRound;
-  const Vec<float> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  Vec<float> p = r * 1.38145930e-3f + 8.36870819e-3f;
-  p = p * r + 4.16683890e-2f;
-  p = p * r + 1.66665211e-1f;
-  p = p * r + 4.99999940e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return times_power(p, shifted);
-}
-inline Vec<double> exp(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
-  return x;
-}
-
-// The logistic function; *rest = 1 less it. The difference has the rounding of s alone, which s (1 - s) forgives near
-// 1/2; close to 1 it cancels, and e s keeps the digits.
-template <typename C>
-inline Vec<C> sigmoid(Vec<C> x, Vec<C>* rest) {
-  constexpr C kLargest = sizeof(C) == 4 ? 87 : 700;
-  const Vec<C> e = exp(-x > kLargest ? splat(kLargest) : -x);
-  const Vec<C> s = -x > kLargest ? Vec<C>{} : reciprocal(C(1) + e);  // from there on too small for a normal number
-  *rest = s < C(0.95) ? C(1) - s : e * s;
-  return s;
-}
-template <typename C>
-inline Vec<C> sigmoid(Vec<C> x) {
-  Vec<C> rest;
-  return sigmoid<C>(x, &rest);
-}
-
 // sum += value, with the rounding of the sums so far carried along in `excess` (Kahan), so that many terms lose no
 // digits.
 template <typename C>
@@ -288,3 +240,5 @@ inline void add_compensated(C* sum, C* excess, Vec<C> value) {
 
 }  // namespace JAIR_ISA
 }  // namespace jair
+
+#include "cpu/exp.h"

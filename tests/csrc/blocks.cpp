@@ -25,13 +25,14 @@ enum class Function {
   reciprocal,
   absolute,
   normal,
+  exp_of_score,
   gelu_tanh,
   gelu_tanh_slope,
   gelu_erf,
   gelu_erf_slope
 };
-constexpr const char* kFunctions[] = {"exp",       "sigmoid",         "reciprocal", "absolute",      "normal",
-                                      "gelu_tanh", "gelu_tanh_slope", "gelu_erf",   "gelu_erf_slope"};
+constexpr const char* kFunctions[] = {"exp",          "sigmoid",   "reciprocal",      "absolute", "normal",
+                                      "exp_of_score", "gelu_tanh", "gelu_tanh_slope", "gelu_erf", "gelu_erf_slope"};
 
 template <typename C>
 struct Blocks {
@@ -119,7 +120,7 @@ void bind_isa(py::module_& m, const char* name, jair::Blocks<float> single, jair
   bind_conversion(isa, "widen_f16", halves.widen_f16);
   bind_conversion(isa, "narrow_f16", halves.narrow_f16);
   auto of_halves = isa.def_submodule("halves");
-  bind_functions(of_halves, static_cast<int>(jair::Function::gelu_tanh), halves.apply);
+  bind_functions(of_halves, static_cast<int>(jair::Function::exp_of_score), halves.apply);
 }
 
 // (thread, image, begin, end, partial) of every segment, in the order of the threads.

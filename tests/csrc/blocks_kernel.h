@@ -17,7 +17,7 @@ void map(const From* in, To* out, int64_t count, F f) {
   if (rest > 0) store_part(out + i, f(load_part(in + i, rest)), rest);
 }
 
-// T: as what the arguments of GELU are held.
+// T: as what the arguments of GELU and softmax are held.
 template <typename C, typename T = C>
 void apply(Function function, const C* in, C* out, int64_t count) {
   map(in, out, count, [=](Vec<C> x) {
@@ -28,6 +28,7 @@ void apply(Function function, const C* in, C* out, int64_t count) {
       case Function::reciprocal: return reciprocal(x);
       case Function::absolute: return absolute<C>(x);
       case Function::normal: normal(x, &value, &slope); return value;
+      case Function::exp_of_score: return exp_of_score<T>(x);
       case Function::gelu_tanh: gelu<T>(true, x, &value, &slope); return value;
       case Function::gelu_tanh_slope: gelu<T>(true, x, &value, &slope); return slope;
       case Function::gelu_erf: gelu<T>(false, x, &value, &slope); return value;

@@ -1,6 +1,7 @@
 // z = base + tanh(gate) update and y = LN(z) over rows, and the backward of LN. Included once per
 // instruction set.
 #include "cpu/vec.h"
+#include "cpu/exp.h"
 #include "cpu/pool.h"
 #include "cpu/parameter_rows.h"
 #include "cpu/rows.h"

@@ -1,8 +1,9 @@
 // The engine of an instruction set, with all that it stands on. Included once per instruction set.
 #include "cpu/vec.h"
+#include "cpu/exp.h"
 #include "cpu/gemm.h"
 #include "cpu/pool.h"
-#include "cpu/softmax.h"
+#include "cpu/pool_weights.h"
 #include "cpu/rows.h"
 #include "cpu/vector_engine.h"
 #if defined(JAIR_TILES)

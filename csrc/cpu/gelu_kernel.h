@@ -1,5 +1,6 @@
 // g = gelu(h) over rows, and its backward. Included once per instruction set.
 #include "cpu/vec.h"
+#include "cpu/exp.h"
 #include "cpu/gelu.h"
 #include "cpu/pool.h"
 #include "cpu/rows.h"

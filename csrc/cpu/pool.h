@@ -58,17 +58,6 @@ struct RowLayout {
   }
 };
 
-template <typename C>
-inline void sigmoid_weights(C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride, int64_t outputs) {
-  const int64_t stride = padded<C>(outputs);
-  for (int64_t n = 0; n < rows; ++n) {
-    const bool kept = !keep || keep[n * keep_stride];
-    for (int64_t k = 0; k < stride; k += kLanes<C>) {
-      store(scores + n * stride + k, kept ? sigmoid<C>(load(scores + n * stride + k)) : Vec<C>{});
-    }
-  }
-}
-
 // What a backward keeps of a segment's tokens between its two passes, row by row: weights, their gradients, and h - e
 // of the score MLP where there is one (hp > 0). delta [kp] sums P dP and total [kp] sums P: their quotient is free of
 // the rounding of 1/sum, which is the same for all tokens of an image and would add up in the gradients of weights. So

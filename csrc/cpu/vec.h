@@ -240,5 +240,3 @@ inline void add_compensated(C* sum, C* excess, Vec<C> value) {
 
 }  // namespace JAIR_ISA
 }  // namespace jair
-
-#include "cpu/exp.h"

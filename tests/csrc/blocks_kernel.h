@@ -1,5 +1,6 @@
 // The building blocks of csrc/cpu as plain functions over arrays. Included once per instruction set.
 #include "cpu/vec.h"
+#include "cpu/exp.h"
 #include "cpu/gelu.h"
 #include "cpu/gemm.h"
 #include "cpu/pool.h"

@@ -1,4 +1,5 @@
-// Softmax over tokens, block by block, and its weights in a backward. Included once per instruction set.
+// Softmax or sigmoid weights of a block of tokens, the state of a softmax over blocks, and its weights in a backward.
+// Included once per instruction set.
 
 namespace jair {
 namespace JAIR_ISA {
@@ -80,6 +81,17 @@ inline void softmax_weights(PoolState<C, Layout>& state, C* scores, int64_t rows
       }
       for (; n < last; ++n) sums[0] += weigh(n);
       add_compensated(state.sum + k, state.excess + k, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+  }
+}
+
+template <typename C>
+inline void sigmoid_weights(C* scores, int64_t rows, const uint8_t* keep, int64_t keep_stride, int64_t outputs) {
+  const int64_t stride = padded<C>(outputs);
+  for (int64_t n = 0; n < rows; ++n) {
+    const bool kept = !keep || keep[n * keep_stride];
+    for (int64_t k = 0; k < stride; k += kLanes<C>) {
+      store(scores + n * stride + k, kept ? sigmoid<C>(load(scores + n * stride + k)) : Vec<C>{});
     }
   }
 }

@@ -52,14 +52,13 @@ def copy_sources() -> None:
 def build() -> None:
     environment = {**os.environ, "JAIR_KERNELS_CUDA": "0"}
     widest = available_isas()[-1]  # what cannot run here is not tested
-    emulated: list[str] = []
+    flags = [*FLAGS]
     if widest == "avx512_bf16":
         widest = "amx"
         shutil.copy2(COPY / "tests/csrc/emulated_isa.cpp", COPY / "csrc/cpu/detect_isa.cpp")
-        emulated = ["-include", str(COPY / "tests/csrc/amx_emulator.h")]
+        flags += ["-include", str(COPY / "tests/csrc/amx_emulator.h")]
         print("AMX: in software, this processor has none", flush=True)
-    flags = [*FLAGS, *emulated, f"-DJAIR_WIDEST_ISA={ISAS.index(widest)}"]
-    command = [sys.executable, "-c", BUILD, *flags]
+    command = [sys.executable, "-c", BUILD, *flags, f"-DJAIR_WIDEST_ISA={ISAS.index(widest)}"]
     done = subprocess.run(command, cwd=COPY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)

@@ -1,3 +1,4 @@
+// What the processor and the operating system offer. A test build for tile registers in software has another.
 #include "cpu/isa.h"
 
 #if defined(__x86_64__)

@@ -30,11 +30,10 @@ inline thread_local Thread thread;
   std::abort();
 }
 
-inline const Config& configured(int tile) {
+inline void check_configured(int tile) {
   if (thread.config.palette != 1) fault("a tile instruction, but this thread has no configuration");
-  if (thread.config.rows[tile] != 16 || thread.config.row_bytes[tile] != 64)
-    fault("a tile without 16 rows of 64 bytes");
-  return thread.config;
+  const bool whole = thread.config.rows[tile] == 16 && thread.config.row_bytes[tile] == 64;
+  if (!whole) fault("a tile without 16 rows of 64 bytes");
 }
 
 inline void loadconfig(const void* config) {
@@ -44,20 +43,20 @@ inline void loadconfig(const void* config) {
 inline void release() { std::memset(&thread, 0, sizeof thread); }
 
 inline void loadd(int tile, const void* base, int64_t stride) {
-  configured(tile);
+  check_configured(tile);
   for (int r = 0; r < 16; ++r) std::memcpy(thread.tiles[tile][r], static_cast<const char*>(base) + r * stride, 64);
 }
 inline void stored(int tile, void* base, int64_t stride) {
-  configured(tile);
+  check_configured(tile);
   for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(base) + r * stride, thread.tiles[tile][r], 64);
 }
 inline void zero(int tile) {
-  configured(tile);
+  check_configured(tile);
   std::memset(thread.tiles[tile], 0, sizeof thread.tiles[tile]);
 }
 
 __attribute__((target("avx512f"))) inline void dpbf16ps(int sums, int a, int b) {
-  configured(sums), configured(a), configured(b);
+  check_configured(sums), check_configured(a), check_configured(b);
   const unsigned state = _mm_getcsr();
   _mm_setcsr(state | 0x8040);  // subnormal results, and operands, are zeros
   const __m512i odd = _mm512_set1_epi32(0xffff0000);

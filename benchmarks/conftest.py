@@ -170,8 +170,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _rank(item: pytest.Item) -> tuple[bool, bool, int, int]:
     """The first row of every op, then the second, curves last: an interrupted run keeps what it has.
 
-    On a CPU the model comes after all: it leaves free memory with the C library, by which large results
-    that were new pages for each call, and slow, come without them in every row behind it.
+    On a CPU the model comes last of all: it leaves so much free memory with the C library that large
+    results behind it are no longer new pages, and rows differ from what they are by themselves.
     """
     group = getattr(item, "callspec", None) and item.callspec.params.get("group")  # type: ignore[attr-defined]
     if group is None:
